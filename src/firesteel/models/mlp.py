@@ -1,0 +1,39 @@
+"""The multilayer perceptron."""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+from torch import Tensor, nn
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "sigmoid": nn.Sigmoid}
+
+
+@final
+class MLP(nn.Module):
+    """Linear layers with an activation between them: [B, sizes[0]] -> [B, sizes[-1]].
+
+    Inputs of more dimensions are flattened. `dropout` (0 .. 1) follows each activation.
+
+        >>> import torch
+        >>> MLP(784, 256, 10)(torch.zeros(2, 1, 28, 28)).shape
+        torch.Size([2, 10])
+    """
+
+    def __init__(
+        self, *sizes: int, activation: Literal["relu", "tanh", "gelu", "sigmoid"] = "relu", dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if len(sizes) < 2:
+            raise ValueError(f"MLP needs at least two sizes (in, hidden..., out); got {sizes}.")
+        layers: list[nn.Module] = []
+        for width_in, width_out in zip(sizes, sizes[1:], strict=False):
+            layers += [nn.Linear(width_in, width_out), ACTIVATIONS[activation]()]
+            if dropout:
+                layers.append(nn.Dropout(dropout))
+        while not isinstance(layers[-1], nn.Linear):
+            _ = layers.pop()
+        self.layers: nn.Sequential = nn.Sequential(*layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(x.flatten(1))

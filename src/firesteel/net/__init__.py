@@ -1,0 +1,1 @@
+"""How workers talk: the verbs (`protocol`), and the real nets that carry them out."""

@@ -1,0 +1,415 @@
+"""The net of real processes: `torch.distributed` between hosts, shared memory within one.
+
+No global process group is made: a gang owns its own, so a second run in the same process, or a run beside the user's
+own use of `torch.distributed`, does not meet it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any, TypeVar, final
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from firesteel.errors import PeerLost, RendezvousTimeout, StrategyError
+from firesteel.net.protocol import Net, Op, Vec, WireType
+from firesteel.net.shared import MAX_WORKERS, SharedMemory, host_identity
+from firesteel.trace import Trace
+
+T = TypeVar("T")
+_OPS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
+_WIRE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_LOST = ("closed by peer", "reset by peer", "timed out", "timeout", "broken pipe", "connection refused")
+
+
+@final
+class Pending(Awaitable[T]):
+    """A verb under way. `await` blocks until it is over, records how long that took, and hands over the result."""
+
+    def __init__(self, finish: Callable[[], T], trace: Trace, kind: str, sent: int) -> None:
+        self._finish: Callable[[], T] = finish
+        self._trace: Trace = trace
+        self._kind: str = kind
+        self._sent: int = sent
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        since = time.perf_counter()
+        value = self._finish()
+        self._trace.verb(self._kind, self._sent, time.perf_counter() - since)
+        return value
+        yield  # never reached: makes this a generator that never suspends
+
+
+@contextlib.contextmanager
+def _peers_named() -> Generator[None]:
+    """Turn a lost connection of the transport into PeerLost, so that it is never taken for the root cause."""
+    try:
+        yield
+    except RuntimeError as error:
+        if any(sign in str(error).lower() for sign in _LOST):
+            raise PeerLost(str(error).splitlines()[0]) from None
+        raise
+
+
+@final
+@dataclass
+class Control:
+    """What the world asks of a gang, and what it does at a publish point."""
+
+    stop_asked: bool = False  # seen by this worker; the others learn it with the next collective
+    stop_agreed: bool = False  # known to all workers since the same collective
+    publish: Callable[[Vec, tuple[Tensor, ...]], None] = lambda params, rest: None
+    resumed: tuple[Tensor, ...] | None = None
+    met: bool = field(default=False, repr=False)  # a collective that carries the request, since the last publish
+
+
+@final
+class GangNet:
+    """`Net` over a process group."""
+
+    def __init__(
+        self,
+        group: Any,
+        store: Any,
+        rank: int,
+        size: int,
+        trace: Trace,
+        control: Control,
+        shared: SharedMemory | None,
+        make: Callable[[Any, int, int], Any],
+    ) -> None:
+        self.rank: int = rank
+        self.size: int = size
+        self.trace: Trace = trace
+        self.control: Control = control
+        self._group: Any = group
+        self._store: Any = store
+        self._shared: SharedMemory | None = shared
+        self._make: Callable[[Any, int, int], Any] = make
+        self._groups: dict[tuple[int, ...], int] = {}
+
+    # ---- all workers together ----------------------------------------------------------------------------------------
+
+    def all_reduce(
+        self, x: Tensor, op: Op = "mean", weight: float | None = None, wire: WireType | None = None
+    ) -> Awaitable[Tensor]:
+        if self.size == 1:
+            self.control.stop_agreed |= self.control.stop_asked
+            return self._done("all_reduce", 0, lambda: x)
+        x = x.detach()
+        numel, dtype = x.numel(), x.dtype
+        if op == "max" or not dtype.is_floating_point:
+            x = x.contiguous()
+            work = self._collective(lambda: self._group.allreduce([x], self._options(dist.AllreduceOptions, _OPS[op])))
+
+            def largest() -> Tensor:
+                self._wait(work)
+                return x // self.size if op == "mean" else x
+
+            return self._done("all_reduce", self._ring_bytes(x), largest)
+        scale = (1.0 if weight is None else float(weight)) if op == "mean" else None
+        if self._shared is not None and x.device.type == "cpu":
+            return self._all_reduce_shared(x, scale, wire)
+        sent_type = _WIRE[wire] if wire else dtype
+        stage = torch.empty(numel + 2, dtype=sent_type, device=x.device)
+        if scale is None:
+            _ = stage[:numel].copy_(x.reshape(-1))
+        else:
+            _ = torch.mul(x.reshape(-1), scale, out=stage[:numel]) if sent_type == dtype else stage[:numel].copy_(x.reshape(-1) * scale)
+        # Weights and the request to stop ride along with the numbers; rounded types carry them beside, in full.
+        head = torch.tensor([scale or 0.0, float(self.control.stop_asked)], dtype=torch.float32, device=x.device)
+        apart = self._collective(lambda: self._group.allreduce([head])) if wire else None
+        stage[numel:] = 0.0 if wire else head
+        work = self._collective(lambda: self._group.allreduce([stage]))
+
+        def finish() -> Tensor:
+            self._wait(work)
+            if apart is not None:
+                self._wait(apart)
+            total, stop = (head if wire else stage[numel:]).tolist()
+            self._heard(stop)
+            result = x.view(-1) if x.is_contiguous() else torch.empty(numel, dtype=dtype, device=x.device)
+            if scale is None:
+                _ = result.copy_(stage[:numel])
+            elif sent_type == dtype:
+                _ = torch.div(stage[:numel], total, out=result) if total else result
+            else:
+                _ = result.copy_(stage[:numel]).div_(total) if total else result
+            if scale is not None and not total:
+                return self._plain_mean(x)
+            return result.view(x.shape)
+
+        return self._done("all_reduce", self._ring_bytes(stage) + (8 if wire else 0), finish)
+
+    def _all_reduce_shared(self, x: Tensor, scale: float | None, wire: WireType | None) -> Awaitable[Tensor]:
+        shared = self._shared
+        assert shared is not None
+        work = x.contiguous()
+        if wire and _WIRE[wire] != x.dtype:
+            work = work.to(_WIRE[wire]).to(x.dtype)  # shared memory need not shrink it, but all worlds round alike
+        number = shared.post(work, scale, self.control.stop_asked)
+
+        def finish() -> Tensor:
+            total, stop = shared.finish(number).tolist()
+            self._heard(stop)
+            if scale is None:
+                return work
+            return work.div_(total) if total else self._plain_mean(x)
+
+        return self._done("all_reduce", x.numel() * x.element_size() + 16, finish)
+
+    def _plain_mean(self, x: Tensor) -> Tensor:
+        """All weights were 0, on every worker alike: nobody has seen a row, so nobody's word counts more."""
+        work = x.clone().contiguous()
+        self._wait(self._collective(lambda: self._group.allreduce([work])))
+        return work.div_(self.size)
+
+    def all_gather(self, x: Tensor) -> Awaitable[Tensor]:
+        if self.size == 1:
+            return self._done("all_gather", 0, lambda: x)
+        x = x.detach().contiguous()
+        parts = [torch.empty_like(x) for _ in range(self.size)]
+        work = self._collective(lambda: self._group.allgather([parts], [x]))
+
+        def finish() -> Tensor:
+            self._wait(work)
+            return torch.cat(parts)
+
+        return self._done("all_gather", _nbytes(x) * (self.size - 1), finish)
+
+    def reduce_scatter(self, x: Tensor, op: Op = "mean") -> Awaitable[Tensor]:
+        """N - 1 sends and receives: gloo's own moves as many bytes as its all-reduce."""
+        if self.size == 1:
+            return self._done("reduce_scatter", 0, lambda: x)
+        shares = [s.contiguous() for s in x.detach().tensor_split(self.size)]
+        mine = shares[self.rank]
+        others = [r for r in range(self.size) if r != self.rank]
+        got = {r: torch.empty_like(mine) for r in others}
+        works = [self._collective(lambda r=r: self._group.send([shares[r]], r, 1)) for r in others]
+        works += [self._collective(lambda r=r: self._group.recv([got[r]], r, 1)) for r in others]
+
+        def finish() -> Tensor:
+            for work in works:
+                self._wait(work)
+            stack = [mine if r == self.rank else got[r] for r in range(self.size)]
+            if op == "max":
+                return torch.stack(stack).amax(0)
+            total = stack[0].clone()
+            for share in stack[1:]:
+                total.add_(share)
+            return total.div_(self.size) if op == "mean" else total
+
+        return self._done("reduce_scatter", sum(_nbytes(shares[r]) for r in others), finish)
+
+    def broadcast(self, x: Tensor, root: int = 0) -> Awaitable[Tensor]:
+        if self.size == 1:
+            return self._done("broadcast", 0, lambda: x)
+        x = x.detach().contiguous()
+        options = dist.BroadcastOptions()
+        options.rootRank, options.rootTensor = root, 0
+        work = self._collective(lambda: self._group.broadcast([x], options))
+
+        def finish() -> Tensor:
+            self._wait(work)
+            return x
+
+        return self._done("broadcast", _nbytes(x) if self.rank == root else 0, finish)
+
+    # ---- two workers -------------------------------------------------------------------------------------------------
+
+    def send(self, x: Tensor, to: int) -> Awaitable[None]:
+        x = x.detach().contiguous()
+        head = torch.zeros(10, dtype=torch.long)
+        head[0], head[1] = _TYPES.index(x.dtype), x.dim()
+        head[2 : 2 + x.dim()] = torch.tensor(x.shape)
+        works = [self._collective(lambda t=t, n=n: self._group.send([t], to, n)) for n, t in ((2, head), (3, x.view(-1)))]
+
+        def finish() -> None:
+            for work in works:
+                self._wait(work)
+
+        return self._done("send", _nbytes(x), finish)
+
+    def recv(self, source: int) -> Awaitable[Tensor]:
+        def finish() -> Tensor:
+            head = torch.zeros(10, dtype=torch.long)
+            self._wait(self._collective(lambda: self._group.recv([head], source, 2)))
+            x = torch.empty(tuple(head[2 : 2 + int(head[1])].tolist()), dtype=_TYPES[int(head[0])])
+            self._wait(self._collective(lambda: self._group.recv([x.view(-1)], source, 3)))
+            return x
+
+        return self._done("recv", 0, finish)
+
+    # ---- the gang ----------------------------------------------------------------------------------------------------
+
+    def group(self, ranks: Sequence[int]) -> Net:
+        members = tuple(ranks)
+        if self.rank not in members:
+            raise StrategyError(f"worker {self.rank} asked for the group {members}, of which it is no member.")
+        self._groups[members] = number = self._groups.get(members, 0) + 1
+        store = dist.PrefixStore(f"group/{members}/{number}", self._store)
+        rank, size = members.index(self.rank), len(members)
+        group = self._make(store, rank, size)
+        return GangNet(group, store, rank, size, self.trace, self.control, None, self._make)
+
+    def publish(self, params: Vec, *rest: Tensor) -> None:
+        if not self.control.met:
+            # Nothing since the last publish has carried a request to stop; ask, so that all stop at the same place.
+            self._heard(float(self._sum([float(self.control.stop_asked)])[0]))
+        self.control.met = False
+        self.control.publish(params, rest)
+
+    def resume(self, *default: Tensor) -> tuple[Tensor, ...]:
+        return default if self.control.resumed is None else self.control.resumed
+
+    def _sum(self, numbers: list[float]) -> list[float]:
+        """A small sum over all workers that no strategy asked for and no trace counts, in float64."""
+        x = torch.tensor(numbers, dtype=torch.float64)
+        if self.size > 1:
+            if self._shared is not None:
+                _ = self._shared.finish(self._shared.post(x, None, False))
+            else:
+                self._wait(self._collective(lambda: self._group.allreduce([x])))
+        return x.tolist()
+
+    def totals(self, numbers: list[float]) -> list[float]:
+        """Sums over all workers, outside the strategy's own rounds."""
+        return self._sum(numbers)
+
+    def _heard(self, stop: float) -> None:
+        self.control.met = True
+        if stop:
+            self.control.stop_agreed = True
+
+    def _collective(self, call: Callable[[], Any]) -> Any:
+        with _peers_named():
+            return call()
+
+    def _wait(self, work: Any) -> None:
+        with _peers_named():
+            _ = work.wait()
+
+    def _done(self, kind: str, sent: int, finish: Callable[[], T]) -> Awaitable[T]:
+        return Pending(finish, self.trace, kind, sent)
+
+    def _ring_bytes(self, x: Tensor) -> int:
+        return 2 * (self.size - 1) * _nbytes(x) // self.size
+
+    @staticmethod
+    def _options(kind: Any, op: Any) -> Any:
+        options = kind()
+        options.reduceOp = op
+        return options
+
+
+_TYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.uint8, torch.bool]
+
+
+def _nbytes(x: Tensor) -> int:
+    return x.numel() * x.element_size()
+
+
+@final
+@dataclass(frozen=True)
+class Meeting:
+    """Where a gang meets: its store (see `torch.distributed.TCPStore`), and who this worker is."""
+
+    rank: int
+    size: int
+    host: str
+    port: int
+    secret: str
+    timeout_seconds: float = 60.0  # a worker silent for longer in a collective is taken for dead
+    start_seconds: float = 20.0  # all workers must have met by then
+    share_memory: bool = True
+    own_host: str | None = None  # the address at which this worker listens; found by the route to `host` if None
+
+
+def join(meeting: Meeting, trace: Trace, control: Control, device: torch.device, store: Any = None) -> GangNet:
+    """Meet the other workers and return the net between them.
+
+    Raises:
+        RendezvousTimeout: not all workers arrived in time.
+    """
+    rank, size = meeting.rank, meeting.size
+    if size == 1:
+        return GangNet(None, None, 0, 1, trace, control, None, lambda store, rank, size: None)
+    wait = timedelta(seconds=meeting.start_seconds)
+    try:
+        tcp = store if store is not None else open_store(meeting.host, meeting.port, meeting.start_seconds)
+        shared_store = dist.PrefixStore(meeting.secret, tcp)
+        shared_store.set_timeout(wait)
+        own = meeting.own_host or _route(meeting.host)
+
+        def make(store: Any, rank: int, size: int) -> Any:
+            timeout = timedelta(seconds=meeting.timeout_seconds)
+            if device.type == "cuda":
+                options = dist.ProcessGroupNCCL.Options()
+                options._timeout = timeout
+                return dist.ProcessGroupNCCL(store, rank, size, options)
+            options = dist.ProcessGroupGloo._Options()
+            options._devices = [dist.ProcessGroupGloo.create_device(hostname=own)]
+            options._timeout = timeout
+            return dist.ProcessGroupGloo(store, rank, size, options)
+
+        shared = None
+        if meeting.share_memory and device.type == "cpu" and size <= MAX_WORKERS:
+            shared = SharedMemory(rank, size, meeting.secret, meeting.timeout_seconds)
+            if host_identity().startswith("alone"):
+                shared_store.set(f"host/{rank}", host_identity())
+            else:
+                shared.listen()
+                shared_store.set(f"host/{rank}", host_identity())
+            if len({shared_store.get(f"host/{r}") for r in range(size)}) > 1:
+                shared = None
+        else:
+            shared_store.set(f"host/{rank}", b"apart")
+        group = make(dist.PrefixStore("gang", shared_store), rank, size)
+        if shared is not None:
+            shared.connect(1 << 20)
+        shared_store.set_timeout(timedelta(seconds=meeting.timeout_seconds))
+    except (dist.DistStoreError, dist.DistNetworkError, TimeoutError, ConnectionError) as error:
+        raise RendezvousTimeout(
+            f"worker {rank} of {size} did not meet the others at {meeting.host}:{meeting.port} within "
+            f"{meeting.start_seconds:g} s: {str(error).splitlines()[0]}. `firesteel doctor` checks the network."
+        ) from None
+    return GangNet(group, shared_store, rank, size, trace, control, shared, make)
+
+
+def leave(net: GangNet) -> None:
+    """Close what `join` opened."""
+    if net._shared is not None:  # pyright: ignore[reportPrivateUsage]
+        net._shared.close()  # pyright: ignore[reportPrivateUsage]
+
+
+def open_store(host: str, port: int, start_seconds: float) -> Any:
+    """A client of the gang's store."""
+    return dist.TCPStore(host, port, None, False, timeout=timedelta(seconds=start_seconds))
+
+
+def serve_store(host: str) -> Any:
+    """A store that listens at `host` only, on a free port that it holds from the start."""
+    import socket
+
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.bind((host, 0))
+    listener.listen(1024)
+    port = listener.getsockname()[1]
+    return dist.TCPStore(host, port, None, True, wait_for_workers=False, master_listen_fd=listener.detach())
+
+
+def _route(host: str) -> str:
+    """This machine's own address on the way to `host`."""
+    import socket
+
+    family = socket.getaddrinfo(host, 9, type=socket.SOCK_DGRAM)[0][0]
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, 9))
+        return probe.getsockname()[0]

@@ -1,0 +1,112 @@
+"""The network as a strategy sees it. Read this file first.
+
+A strategy is a coroutine that every worker runs. `await` marks exactly the places where it touches the network;
+everything between two awaits is plain local PyTorch.
+
+Verbs post at once and return an awaitable. `x = await net.all_reduce(x)` waits; with
+`pending = net.all_reduce(g)`, some computing, then `g = await pending`, the two overlap. From the post until the
+await, `x` belongs to the net, which may write into it and may hand `x` itself back.
+
+On a real net an await blocks in place: no event loop, no threads, and a traceback runs straight through the
+strategy's line into the transport. A net in virtual time suspends there and lets another worker run. For that reason
+an await never stands inside a `with torch.no_grad()` block: the other worker would inherit it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Coroutine, Sequence
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+
+from torch import Tensor
+
+from firesteel.errors import StrategyError
+
+if TYPE_CHECKING:
+    from firesteel.worker import Worker
+
+T = TypeVar("T")
+Vec = Tensor  # flat parameters of one model, [P]
+Op = Literal["sum", "mean", "max"]
+WireType = Literal["float32", "bfloat16", "float16"]
+
+
+class Net(Protocol):
+    """One worker's access to the others. Every member of the net calls the collectives in the same order."""
+
+    @property
+    def rank(self) -> int:
+        """This worker's number, 0 .. size - 1."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """The number of workers on this net."""
+        ...
+
+    def all_reduce(
+        self, x: Tensor, op: Op = "mean", weight: float | None = None, wire: WireType | None = None
+    ) -> Awaitable[Tensor]:
+        """Combine one tensor of every worker; all get the result, [*x.shape].
+
+        With `weight` (>= 0), the mean is weighted: sum_k weight_k x_k / sum_k weight_k; where all weights are 0 it is
+        the plain mean. `wire` rounds what is sent to fewer bytes.
+        """
+        ...
+
+    def all_gather(self, x: Tensor) -> Awaitable[Tensor]:
+        """Every worker's `x`, [n, ...], one after the other in order of rank, [size * n, ...]."""
+        ...
+
+    def reduce_scatter(self, x: Tensor, op: Op = "mean") -> Awaitable[Tensor]:
+        """Combine like `all_reduce`, but keep only this worker's share, `x.tensor_split(size)[rank]`."""
+        ...
+
+    def broadcast(self, x: Tensor, root: int = 0) -> Awaitable[Tensor]:
+        """The `x` of worker `root`, at every worker."""
+        ...
+
+    def send(self, x: Tensor, to: int) -> Awaitable[None]:
+        """Send `x` to one worker, which must call `recv`."""
+        ...
+
+    def recv(self, source: int) -> Awaitable[Tensor]:
+        """The next tensor that worker `source` sends to this one, whatever its shape and type."""
+        ...
+
+    def group(self, ranks: Sequence[int]) -> Net:
+        """A smaller net of these workers, numbered anew in the order given; called by all its members."""
+        ...
+
+    def publish(self, params: Vec, *rest: Tensor) -> None:
+        """Show the world the model as it is now, [P] (or [M, P], M members of an ensemble).
+
+        Also a point to resume from: `rest` are the strategy's own tensors; the worker's state is kept beside them.
+        All workers publish at the same places. After a request to stop, `worker.steps()` ends at the next one.
+        """
+        ...
+
+    def resume(self, *default: Tensor) -> tuple[Tensor, ...]:
+        """`rest` of the point this run resumes from, or `default` at a first start."""
+        ...
+
+
+@runtime_checkable
+class Strategy(Protocol):
+    """A way to train together: what every worker does, from its first step to the parameters it ends with."""
+
+    async def run(self, worker: Worker, net: Net) -> Vec:
+        """Train and return the final parameters, [P], or [M, P] for an ensemble of M members."""
+        ...
+
+
+def drive(program: Coroutine[Any, Any, T]) -> T:
+    """Run a program on a real net, whose awaits block in place and never suspend."""
+    try:
+        program.send(None)
+    except StopIteration as end:
+        return end.value
+    program.close()
+    raise StrategyError(
+        "the strategy awaited something that is not a verb of its net (asyncio's sleep, say); "
+        "between two verbs write plain PyTorch without await"
+    )

@@ -1,0 +1,304 @@
+"""One worker of a run: its rows, its model, its optimizer.
+
+Parameters live in ONE flat buffer and gradients in another; the module's tensors are views of them. So a collective
+takes the buffer as it is, `worker.params = vec` is one copy, and any optimizer works on the module's own parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from firesteel.data.batches import Plan
+from firesteel.data.shard import Batch, Shard
+from firesteel.errors import Diverged, UsageError
+from firesteel.losses import Loss
+from firesteel.net.protocol import Vec
+from firesteel.optim import ByEpochs, OptimizerSettings, Schedule
+from firesteel.trace import Trace
+
+
+@final
+@dataclass(frozen=True)
+class Slot:
+    """Where one parameter lies in the flat buffer."""
+
+    name: str
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    numel: int
+
+    def view(self, flat: Vec) -> Tensor:
+        return flat.as_strided(self.shape, self.stride, flat.storage_offset() + self.offset)
+
+
+def _dense(p: Tensor) -> tuple[int, ...]:
+    """The parameter's own strides where they cover its memory without gaps (channels_last does), else row-major."""
+    extent = 1 + sum((n - 1) * s for n, s in zip(p.shape, p.stride(), strict=True)) if p.numel() else 0
+    dense = extent == p.numel() and 0 not in p.stride()
+    return tuple(p.stride()) if dense else tuple(torch.empty(p.shape, device="meta").stride())
+
+
+def layout(module: nn.Module) -> tuple[list[Slot], torch.dtype, torch.device]:
+    """The layout table of the trainable parameters; a tied parameter has one slot, a frozen one has none.
+
+    Raises:
+        UsageError: nothing to train, parameters of more than one type or device, or lazy ones.
+    """
+    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    if not named:
+        raise UsageError("the model has no trainable parameters; nothing could be learned.")
+    for name, p in named:
+        if isinstance(p, nn.UninitializedParameter):
+            raise UsageError(f"parameter '{name}' is lazy: run one batch through the model before training it.")
+    kinds = {(p.dtype, p.device): name for name, p in named}
+    if len(kinds) > 1:
+        found = ", ".join(f"{name}: {dtype} on {device}" for (dtype, device), name in kinds.items())
+        raise UsageError(f"all trainable parameters must have one type and device, but there are {found}; use model.float().")
+    slots, offset = [], 0
+    for name, p in named:
+        slots.append(Slot(name, offset, tuple(p.shape), _dense(p), p.numel()))
+        offset += p.numel()
+    return slots, named[0][1].dtype, named[0][1].device
+
+
+def flatten(module: nn.Module) -> tuple[Vec, Vec, list[Slot]]:
+    """Move the trainable parameters and their gradients into two flat buffers, [P] each; returns them and the layout."""
+    slots, dtype, device = layout(module)
+    size = slots[-1].offset + slots[-1].numel
+    params, grads = (torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
+    parameters = dict(module.named_parameters())
+    for slot in slots:
+        p = parameters[slot.name]
+        slot.view(params).copy_(p.detach())
+        p.data, p.grad = slot.view(params), slot.view(grads)
+    return params, grads, slots
+
+
+@final
+class Worker:
+    """What a strategy holds in its hands: steps over this worker's rows, gradients, the local optimizer."""
+
+    def __init__(
+        self,
+        module: nn.Module,
+        loss: Loss,
+        optimizer: OptimizerSettings,
+        shard: Shard,
+        plan: Plan,
+        *,
+        schedule: Schedule | None = None,
+        clip_norm: float | None = None,
+        trace: Trace | None = None,
+    ) -> None:
+        self.module: nn.Module = module
+        self.shard: Shard = shard
+        self.plan: Plan = plan
+        self.trace: Trace = trace if trace is not None else Trace(plan.rank)
+        self._loss: Loss = loss
+        self._params, self.grads, self.slots = flatten(module)
+        self.optimizer: torch.optim.Optimizer = optimizer.build(module)
+        self.schedule: Any = schedule.build(self.optimizer) if schedule else None
+        self._by_epochs: bool = isinstance(schedule, ByEpochs)
+        self._clip_norm: float | None = clip_norm
+        self._device: torch.device = self._params.device
+        self._buckets: _Buckets | None = None
+        self.steps_done: int = 0
+        self.stopping: bool = False
+        self.on_step: Callable[[int], None] = lambda step: None
+
+    @property
+    def params(self) -> Vec:
+        """The parameters, [P]: a view of the flat buffer, so it changes with every step; clone it to keep it."""
+        return self._params
+
+    @params.setter
+    def params(self, value: Vec) -> None:
+        if value.data_ptr() != self._params.data_ptr():
+            self._params.copy_(value)
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step (of the first parameter group)."""
+        return float(self.optimizer.param_groups[0]["lr"])
+
+    @property
+    def rows(self) -> Iterator[Batch]:
+        """All local rows in a fixed order, in blocks of 8192."""
+        for start in range(0, self.shard.rows, 8192):
+            yield self.shard.block(start, min(start + 8192, self.shard.rows))
+
+    def steps(self) -> Iterator[tuple[int, Batch]]:
+        """The batches of the run, numbered from 1; after a resume it goes on where the point was made."""
+        plan, epoch, order = self.plan, -1, torch.empty(0, dtype=torch.long)
+        while self.steps_done < plan.total_steps and not self.stopping:
+            step = self.steps_done + 1
+            if plan.epoch(step) != epoch:
+                epoch = plan.epoch(step)
+                order = plan.order(epoch)
+            start, stop = plan.bounds(step)
+            batch = self.shard.take(order[start:stop])
+            self.steps_done = step
+            yield step, batch if self._device.type == "cpu" else batch.to(self._device)
+            self.on_step(step)
+
+    def last(self, step: int) -> bool:
+        """Whether no step comes after this one."""
+        return step >= self.plan.total_steps
+
+    def gradient(
+        self, batch: Batch, ready: Callable[[slice], None] | None = None, bucket_bytes: int = 25 * 2**20
+    ) -> Vec:
+        """The gradient of the batch's mean loss at `params`, [P]: the flat buffer itself, zero for an empty batch.
+
+        `ready(part)` is called during the backward pass, when the gradient's slice `part` of about `bucket_bytes` is
+        complete; in the same order on every worker, from the last parameters to the first.
+
+        Raises:
+            Diverged: the loss is not a finite number.
+        """
+        _ = self.grads.zero_()
+        if ready is not None:
+            if self._buckets is None:
+                self._buckets = _Buckets(self.module, self.slots, bucket_bytes, self.grads.element_size())
+            self._buckets.begin(ready)
+        if batch.rows:
+            assert batch.target is not None
+            loss = self._loss(self.module(*batch.inputs), batch.target, batch.weights)
+            _ = loss.backward()
+            value = loss.item()
+            if not math.isfinite(value):
+                raise Diverged(
+                    f"the training loss became {value} at step {self.steps_done} on worker {self.plan.rank}. "
+                    "Lower the learning rate, or set clip_norm; the last good model is kept."
+                )
+            self.trace.step(self.steps_done, batch.rows, batch.weight, value)
+        if ready is not None and self._buckets is not None:
+            self._buckets.finish()
+        return self.grads
+
+    def step(self, grad: Vec) -> None:
+        """The local optimizer moves `params` along `grad`, [P]; clipped and scheduled as the run was told."""
+        if grad.data_ptr() != self.grads.data_ptr():
+            self.grads.copy_(grad)
+        if self._clip_norm is not None:
+            norm = torch.linalg.vector_norm(self.grads)
+            self.grads.mul_(torch.clamp(self._clip_norm / (norm + 1e-6), max=1.0))
+        _ = self.optimizer.step()
+        if self.schedule is not None and (not self._by_epochs or self.steps_done % self.plan.epoch_steps == 0):
+            self.schedule.step()
+
+    @property
+    def buffers(self) -> Vec:
+        """A copy of the floating-point buffers that are not parameters (running statistics), flat, [Q]."""
+        found = [b.detach().reshape(-1).to(self._params.dtype) for b in _statistics(self.module)]
+        return torch.cat(found) if found else self._params.new_empty(0)
+
+    @buffers.setter
+    def buffers(self, value: Vec) -> None:
+        start = 0
+        for b in _statistics(self.module):
+            b.copy_(value[start : start + b.numel()].view_as(b))
+            start += b.numel()
+
+    def reset_optimizer(self) -> None:
+        """Forget the optimizer's state (moments, counts) but not its settings."""
+        self.optimizer.state.clear()
+
+    def moments(self) -> list[Tensor]:
+        """The optimizer's state tensors of a parameter's shape (momentum, moments), to be averaged in place."""
+        return [
+            value
+            for p in self.module.parameters()
+            for value in self.optimizer.state.get(p, {}).values()
+            if isinstance(value, Tensor) and value.shape == p.shape
+        ]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """All that a resume needs, as tensors and as plain JSON values."""
+        tensors = {"params": self._params, "generator": torch.get_rng_state()}
+        if self._device.type == "cuda":
+            tensors["generator.cuda"] = torch.cuda.get_rng_state(self._device)
+        for name, b in self.module.named_buffers():
+            tensors[f"buffer.{name}"] = b
+        optimizer = self.optimizer.state_dict()
+        plain: dict[str, Any] = {"groups": optimizer["param_groups"], "state": {}, "steps_done": self.steps_done}
+        for index, entries in optimizer["state"].items():
+            plain["state"][str(index)] = {k: v for k, v in entries.items() if not isinstance(v, Tensor)}
+            tensors |= {f"optimizer.{index}.{k}": v for k, v in entries.items() if isinstance(v, Tensor)}
+        if self.schedule is not None:
+            plain["schedule"] = {
+                k: v for k, v in self.schedule.state_dict().items() if isinstance(v, int | float | list | str | bool)
+            }
+        return tensors, plain
+
+    def restore(self, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
+        """Take up the state that `state` gave, of the same model and optimizer."""
+        self.params = tensors["params"]
+        for name, b in self.module.named_buffers():
+            b.copy_(tensors[f"buffer.{name}"])
+        state: dict[int, dict[str, Any]] = {int(i): dict(entries) for i, entries in plain["state"].items()}
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, index, name = key.split(".", 2)
+                state.setdefault(int(index), {})[name] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": plain["groups"]})
+        if self.schedule is not None:
+            self.schedule.load_state_dict(plain["schedule"])
+        self.steps_done = plain["steps_done"]
+        torch.set_rng_state(tensors["generator"])
+        if "generator.cuda" in tensors:
+            torch.cuda.set_rng_state(tensors["generator.cuda"].cpu(), self._device)
+
+
+def _statistics(module: nn.Module) -> list[Tensor]:
+    return [b for b in module.buffers() if b.is_floating_point()]
+
+
+@final
+class _Buckets:
+    """Tells when slices of the gradient are complete, in one order on every worker, whichever comes first."""
+
+    def __init__(self, module: nn.Module, slots: list[Slot], bucket_bytes: int, element_bytes: int) -> None:
+        self.parts: list[slice] = []
+        self._of: dict[str, int] = {}
+        stop = end = slots[-1].offset + slots[-1].numel
+        members: list[str] = []
+        for slot in reversed(slots):  # a backward pass completes the last parameters first
+            members.append(slot.name)
+            if (end - slot.offset) * element_bytes >= bucket_bytes or slot.offset == 0:
+                self._of |= dict.fromkeys(members, len(self.parts))
+                self.parts.append(slice(slot.offset, end))
+                end, members = slot.offset, []
+        assert stop == self.parts[0].stop
+        parameters = dict(module.named_parameters())
+        for name, bucket in self._of.items():
+            parameters[name].register_post_accumulate_grad_hook(lambda p, bucket=bucket: self._done(bucket))
+        self._sizes: list[int] = [list(self._of.values()).count(i) for i in range(len(self.parts))]
+        self._ready: Callable[[slice], None] | None = None
+        self._left: list[int] = []
+        self._next: int = 0
+
+    def begin(self, ready: Callable[[slice], None]) -> None:
+        self._ready, self._left, self._next = ready, list(self._sizes), 0
+
+    def _done(self, bucket: int) -> None:
+        if self._ready is None:
+            return
+        self._left[bucket] -= 1
+        while self._next < len(self.parts) and self._left[self._next] <= 0:
+            self._ready(self.parts[self._next])
+            self._next += 1
+
+    def finish(self) -> None:
+        """Call `ready` for what is left: parameters that this batch did not use have no gradient to wait for."""
+        ready, self._ready = self._ready, None
+        assert ready is not None
+        for part in self.parts[self._next :]:
+            ready(part)
