@@ -65,6 +65,8 @@ class Trace:
         self.bytes_sent: int = 0
         self.waited_seconds: float = 0.0
         self.samples: int = 0
+        self.loss_sum: float = 0.0  # of loss * weight, since the beginning
+        self.weight_sum: float = 0.0
         self.loss: float = float("nan")
         self.first_step_at: float | None = None  # seconds since 1970, to compare with the caller's clock
         self.current_step: int = 0
@@ -81,6 +83,8 @@ class Trace:
             self.first_step_at = time.time()
         self.current_step, self.loss = step, loss
         self.samples += rows
+        self.loss_sum += loss * weight
+        self.weight_sum += weight
         self._add(0, step, rows, 0, weight, loss, 0.0)
 
     def verb(self, kind: str, sent: int, waited: float) -> None:

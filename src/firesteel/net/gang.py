@@ -62,8 +62,8 @@ def _peers_named() -> Generator[None]:
 class Control:
     """What the world asks of a gang, and what it does at a publish point."""
 
-    stop_asked: bool = False  # seen by this worker; the others learn it with the next collective
-    stop_agreed: bool = False  # known to all workers since the same collective
+    stop_asked: float = 0.0  # seen by worker 0: 1 asks to stop, 2 to hurry; the others learn it with the next collective
+    stop_agreed: float = 0.0  # known to all workers since the same collective
     publish: Callable[[Vec, tuple[Tensor, ...]], None] = lambda params, rest: None
     resumed: tuple[Tensor, ...] | None = None
     met: bool = field(default=False, repr=False)  # a collective that carries the request, since the last publish
@@ -100,7 +100,7 @@ class GangNet:
         self, x: Tensor, op: Op = "mean", weight: float | None = None, wire: WireType | None = None
     ) -> Awaitable[Tensor]:
         if self.size == 1:
-            self.control.stop_agreed |= self.control.stop_asked
+            self._heard(self.control.stop_asked)
             return self._done("all_reduce", 0, lambda: x)
         x = x.detach()
         numel, dtype = x.numel(), x.dtype
@@ -123,7 +123,7 @@ class GangNet:
         else:
             _ = torch.mul(x.reshape(-1), scale, out=stage[:numel]) if sent_type == dtype else stage[:numel].copy_(x.reshape(-1) * scale)
         # Weights and the request to stop ride along with the numbers; rounded types carry them beside, in full.
-        head = torch.tensor([scale or 0.0, float(self.control.stop_asked)], dtype=torch.float32, device=x.device)
+        head = torch.tensor([scale or 0.0, self.control.stop_asked], dtype=torch.float32, device=x.device)
         apart = self._collective(lambda: self._group.allreduce([head])) if wire else None
         stage[numel:] = 0.0 if wire else head
         work = self._collective(lambda: self._group.allreduce([stage]))
@@ -261,31 +261,25 @@ class GangNet:
     def publish(self, params: Vec, *rest: Tensor) -> None:
         if not self.control.met:
             # Nothing since the last publish has carried a request to stop; ask, so that all stop at the same place.
-            self._heard(float(self._sum([float(self.control.stop_asked)])[0]))
+            self._heard(float(self.totals(torch.tensor([self.control.stop_asked]))[0]))
         self.control.met = False
         self.control.publish(params, rest)
 
     def resume(self, *default: Tensor) -> tuple[Tensor, ...]:
         return default if self.control.resumed is None else self.control.resumed
 
-    def _sum(self, numbers: list[float]) -> list[float]:
-        """A small sum over all workers that no strategy asked for and no trace counts, in float64."""
-        x = torch.tensor(numbers, dtype=torch.float64)
+    def totals(self, x: Tensor) -> Tensor:
+        """Sum over all workers, in place, outside the strategy's own rounds: no trace counts it."""
         if self.size > 1:
-            if self._shared is not None:
-                _ = self._shared.finish(self._shared.post(x, None, False))
+            if self._shared is not None and x.device.type == "cpu":
+                _ = self._shared.finish(self._shared.post(x, None, 0.0))
             else:
                 self._wait(self._collective(lambda: self._group.allreduce([x])))
-        return x.tolist()
-
-    def totals(self, numbers: list[float]) -> list[float]:
-        """Sums over all workers, outside the strategy's own rounds."""
-        return self._sum(numbers)
+        return x
 
     def _heard(self, stop: float) -> None:
         self.control.met = True
-        if stop:
-            self.control.stop_agreed = True
+        self.control.stop_agreed = max(self.control.stop_agreed, stop)
 
     def _collective(self, call: Callable[[], Any]) -> Any:
         with _peers_named():

@@ -146,7 +146,7 @@ class SharedMemory:
 
     # ---- reducing ----------------------------------------------------------------------------------------------------
 
-    def post(self, x: Tensor, weight: float | None, stop: bool) -> int:
+    def post(self, x: Tensor, weight: float | None, stop: float) -> int:
         """Offer a contiguous tensor to the sum; returns the operation's number. `weight` None adds `x` as it is."""
         nbytes = x.numel() * x.element_size()
         if nbytes > self._memory[self.rank].capacity:
@@ -160,7 +160,7 @@ class SharedMemory:
             _ = self._hear(_READ, number - _SLOTS)
             del self._told[_READ, number - _SLOTS]
         head, body = self._memory[self.rank].slot(number, x.numel(), x.dtype)
-        head[0], head[1] = 1.0 if weight is None else weight, float(stop)
+        head[0], head[1] = 1.0 if weight is None else weight, stop
         if weight is None:
             _ = body.copy_(x.view(-1))
         else:

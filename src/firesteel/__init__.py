@@ -1,0 +1,34 @@
+"""Firesteel trains PyTorch networks on Apache Spark, with every classic way of distributing the training."""
+
+from __future__ import annotations
+
+from firesteel import datasets, models, strategies
+from firesteel.data.columns import Image, Sequence, Tokens
+from firesteel.errors import (
+    ClusterError,
+    Diverged,
+    FiresteelError,
+    Interrupted,
+    RendezvousTimeout,
+    StrategyError,
+    UsageError,
+    WorkerFailed,
+    WorkerLost,
+)
+from firesteel.job import EarlyStopping
+from firesteel.local.world import Local
+from firesteel.optim import SGD, Adagrad, Adam, AdamW, ByEpochs, BySteps, Optimizer
+from firesteel.persistence import load
+from firesteel.run import Run
+from firesteel.spark.world import Spark
+from firesteel.strategies import DiLoCo, Ensemble, ModelAveraging, PostLocalSGD, Single, SlowMo, SyncSGD
+from firesteel.train import stop, train
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SGD", "Adagrad", "Adam", "AdamW", "ByEpochs", "BySteps", "ClusterError", "DiLoCo", "Diverged", "EarlyStopping",
+    "Ensemble", "FiresteelError", "Image", "Interrupted", "Local", "ModelAveraging", "Optimizer", "PostLocalSGD",
+    "RendezvousTimeout", "Run", "Sequence", "Single", "SlowMo", "Spark", "StrategyError", "SyncSGD", "Tokens",
+    "UsageError", "WorkerFailed", "WorkerLost", "datasets", "load", "models", "stop", "strategies", "train",
+]

@@ -1,0 +1,145 @@
+"""Files of a run: safetensors and JSON in a folder that is a path or a URI, written aside and renamed.
+
+The run folder also is the notice board between a run and whoever watches it: `progress.json`, `model.safetensors`,
+a file `stop`. It works wherever all can see it, with no socket between them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from dataclasses import dataclass
+from typing import Any, Protocol, final
+
+import pyarrow.fs as pafs
+import safetensors.torch
+from torch import Tensor
+
+from firesteel.errors import UsageError
+
+
+class Board(Protocol):
+    """Where short notices are left and read: a run folder, or the store in which a gang meets."""
+
+    def put(self, name: str, data: bytes) -> None: ...
+    def get(self, name: str) -> bytes | None: ...
+
+
+@final
+@dataclass(frozen=True)
+class StoreBoard:
+    """Notices in a `torch.distributed` store, under a prefix that only this run knows."""
+
+    store: Any
+    secret: str
+
+    def put(self, name: str, data: bytes) -> None:
+        self.store.set(f"{self.secret}/board/{name}", data)
+
+    def get(self, name: str) -> bytes | None:
+        key = f"{self.secret}/board/{name}"
+        return self.store.get(key) if self.store.check([key]) else None
+
+
+@final
+@dataclass(frozen=True)
+class Folder:
+    """A folder by path or URI (`s3://`, `hdfs://`, `gs://`, `file://`), as `pyarrow.fs` knows them."""
+
+    uri: str
+
+    def _at(self, name: str = "") -> tuple[pafs.FileSystem, str]:
+        if "://" not in self.uri:
+            path = os.path.abspath(os.path.expanduser(self.uri))
+            return pafs.LocalFileSystem(), os.path.join(path, name) if name else path
+        try:
+            system, path = pafs.FileSystem.from_uri(self.uri)
+        except Exception as error:
+            raise UsageError(f"{self.uri!r} is no folder that can be opened: {error}") from error
+        return system, f"{path.rstrip('/')}/{name}" if name else path
+
+    @property
+    def is_local(self) -> bool:
+        return "://" not in self.uri or self.uri.startswith("file://")
+
+    def put(self, name: str, data: bytes) -> None:
+        """Write a whole file: readers see the old one or the new one, never a part."""
+        system, path = self._at(name)
+        system.create_dir(os.path.dirname(path), recursive=True)
+        aside = f"{path}.{secrets.token_hex(4)}.part"
+        with system.open_output_stream(aside) as out:
+            _ = out.write(data)
+        system.move(aside, path)
+
+    def get(self, name: str) -> bytes | None:
+        system, path = self._at(name)
+        try:
+            with system.open_input_stream(path) as source:
+                return source.read()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def names(self, under: str = "") -> list[str]:
+        """The names of files and folders directly in `under`, sorted."""
+        system, path = self._at(under)
+        selector = pafs.FileSelector(path, allow_not_found=True)
+        return sorted(info.base_name for info in system.get_file_info(selector))
+
+    def delete(self, name: str) -> None:
+        """Remove a file or a folder with all that is in it; nothing happens if it is not there."""
+        system, path = self._at(name)
+        kind = system.get_file_info(path).type
+        if kind == pafs.FileType.Directory:
+            system.delete_dir(path)
+        elif kind == pafs.FileType.File:
+            system.delete_file(path)
+
+
+def pack(tensors: dict[str, Tensor], plain: dict[str, Any]) -> bytes:
+    """Tensors and JSON values as one safetensors file."""
+    whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    return safetensors.torch.save(whole, metadata={"firesteel": json.dumps(plain)})
+
+
+def unpack(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `pack` packed."""
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    return safetensors.torch.load(data), json.loads(header["__metadata__"]["firesteel"])
+
+
+@final
+@dataclass(frozen=True)
+class Points:
+    """The points of a run folder from which it can resume: one file a worker, and `point.json` once all are there."""
+
+    folder: Folder
+
+    @staticmethod
+    def _name(step: int) -> str:
+        return f"points/step-{step:010d}"
+
+    def write(self, step: int, rank: int, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
+        self.folder.put(f"{self._name(step)}/worker-{rank}.safetensors", pack(tensors, plain))
+
+    def commit(self, step: int, settings: dict[str, Any], keep: int = 2) -> None:
+        """All workers have written: make the point valid, and drop all but the `keep` newest."""
+        self.folder.put(f"{self._name(step)}/point.json", json.dumps({"step": step, **settings}).encode())
+        for name in self.folder.names("points")[:-keep]:
+            self.folder.delete(f"points/{name}")
+
+    def newest(self) -> tuple[int, dict[str, Any]] | None:
+        """Step and settings of the newest valid point."""
+        for name in reversed(self.folder.names("points")):
+            found = self.folder.get(f"points/{name}/point.json")
+            if found is not None:
+                settings = json.loads(found)
+                return settings["step"], settings
+        return None
+
+    def read(self, step: int, rank: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        data = self.folder.get(f"{self._name(step)}/worker-{rank}.safetensors")
+        if data is None:
+            raise UsageError(f"{self.folder.uri} has no state of worker {rank} at step {step}; was it written by fewer workers?")
+        return unpack(data)

@@ -1,0 +1,98 @@
+"""How good a model is on rows it has not trained on: sums over rows, so that workers can add theirs up."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from firesteel.data.shard import Batch, Shard
+from firesteel.errors import UsageError
+from firesteel.losses import Loss, RowLoss
+
+
+@contextlib.contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """The module in evaluation mode, without gradients, its mode and the global generator given back afterwards."""
+    was_training = module.training
+    _ = module.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        _ = module.train(was_training)
+
+
+def sums(module: nn.Module, shard: Shard, loss: Loss, metrics: dict[str, RowLoss], device: torch.device) -> Tensor:
+    """[sum of weights, sum of weight * loss, sums of weight * metric ...], float64 [2 + len(metrics)]."""
+    total = torch.zeros(2 + len(metrics), dtype=torch.float64)
+    with evaluating(module):
+        for start in range(0, shard.rows, 4096):
+            batch = shard.block(start, min(start + 4096, shard.rows)).to(device)
+            total += _of(module, batch, loss, metrics)
+    return total
+
+
+def _of(module: nn.Module, batch: Batch, loss: Loss, metrics: dict[str, RowLoss]) -> Tensor:
+    assert batch.target is not None
+    outputs = module(*batch.inputs)
+    values = [float(loss(outputs, batch.target, batch.weights)) * batch.weight]
+    for metric in metrics.values():
+        each = metric(outputs, batch.target).double()
+        if each.dim() == 0:
+            values.append(float(each) * batch.weight)
+        else:
+            values.append(float(each.sum() if batch.weights is None else torch.dot(each, batch.weights.double())))
+    return torch.tensor([batch.weight, *values], dtype=torch.float64)
+
+
+def named(total: Tensor, metrics: dict[str, RowLoss]) -> dict[str, float]:
+    """Means by name from `sums`."""
+    weight = float(total[0])
+    return dict(zip(["loss", *metrics], (total[1:] / weight).tolist(), strict=True)) if weight else {}
+
+
+def probe(module: nn.Module, shard: Shard, loss: Loss, metrics: dict[str, RowLoss]) -> None:
+    """Try two rows, so that what does not fit is told at once and in words.
+
+    Raises:
+        UsageError: the model does not take the features, its outputs do not suit the loss, or labels exceed the classes.
+    """
+    if not shard.rows:
+        return
+    batch = shard.block(0, min(2, shard.rows))
+    shapes = ", ".join(str(tuple(x.shape)) for x in batch.inputs)
+    with evaluating(module):
+        try:
+            outputs = module(*batch.inputs)
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            raise UsageError(
+                f"the model does not take the features: a batch of shape {shapes} "
+                f"({batch.inputs[0].dtype}) made it raise {type(error).__name__}: {error}"
+            ) from error
+        target = batch.target
+        if target is None:
+            return
+        if isinstance(outputs, Tensor) and not target.is_floating_point() and outputs.dim() == 2:
+            classes, most = outputs.shape[1], shard.classes
+            if most is not None and most > classes:
+                raise UsageError(
+                    f"labels go up to {most - 1}, but the model has {classes} outputs: classes are 0 .. {classes - 1}."
+                )
+        if isinstance(outputs, Tensor) and target.is_floating_point() and outputs.shape != target.shape:
+            raise UsageError(
+                f"the model's outputs have the shape {tuple(outputs.shape)}, the labels {tuple(target.shape)}; "
+                "this loss compares them entry by entry, so they must be equal."
+            )
+        try:
+            _ = _of(module, batch, loss, metrics)
+        except UsageError:
+            raise
+        except (RuntimeError, ValueError, IndexError, TypeError) as error:
+            got = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise UsageError(
+                f"loss or metrics do not fit: outputs {got}, labels {tuple(target.shape)} {target.dtype} "
+                f"raised {type(error).__name__}: {error}"
+            ) from error

@@ -1,0 +1,78 @@
+"""All that a worker process needs to know: plain settings, sent once, by the pickle that ships the user's own code."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, final
+
+from torch import nn
+
+from firesteel.data.columns import Columns
+from firesteel.errors import UsageError
+from firesteel.net.protocol import Strategy
+from firesteel.optim import OptimizerSettings, Schedule
+
+Model = nn.Module | Callable[[], nn.Module]
+
+
+@final
+@dataclass(frozen=True)
+class EarlyStopping:
+    """Stop when validation no longer improves, and hand back the best model.
+
+    This is the one setting that evaluates while training runs, at the end of every epoch and with the run's clock
+    stopped; without it published models are evaluated after training.
+    """
+
+    metric: str = "loss"
+    """"loss" (smaller is better) or one of the metrics of the run (greater is better, but for mse and mae)."""
+    patience: int = 3
+    """Epochs without improvement before it stops, >= 1."""
+    min_delta: float = 0.0
+    """Smallest change that counts as improvement, >= 0."""
+
+    def __post_init__(self) -> None:
+        if self.patience < 1 or self.min_delta < 0:
+            raise UsageError(f"EarlyStopping needs patience >= 1 and min_delta >= 0; got {self}.")
+
+    @property
+    def sign(self) -> float:
+        return -1.0 if self.metric in ("loss", "mse", "mae") else 1.0
+
+
+@final
+@dataclass(frozen=True)
+class Job:
+    """The settings of one run, as every worker gets them."""
+
+    model: Model
+    strategy: Strategy
+    columns: Columns
+    loss: str | Callable[..., Any]
+    optimizer: OptimizerSettings
+    schedule: Schedule | None = None
+    metrics: tuple[str | Callable[..., Any], ...] = ()
+    batch_size: int = 64
+    epochs: float | None = 1
+    max_steps: int | None = None
+    max_seconds: float | None = None
+    validation: float = 0.0
+    early_stopping: EarlyStopping | None = None
+    clip_norm: float | None = None
+    seed: int = 0
+    run_dir: str | None = None
+    checkpoint_steps: int | None = None
+    resume_from: str | None = None
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    threads: int | None = None
+    max_memory_bytes: int = 2 * 2**30
+    secret: str = ""
+    settings: dict[str, Any] = field(default_factory=dict)  # what a point must agree on to be resumed
+
+    def build(self) -> nn.Module:
+        """A model with its initial parameters; a module is used as it is, a factory is called."""
+        module = self.model if isinstance(self.model, nn.Module) else self.model()
+        if not isinstance(module, nn.Module):
+            raise UsageError(f"the model factory returned {type(module).__name__}, not an nn.Module.")
+        return module

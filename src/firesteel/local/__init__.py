@@ -1,0 +1,1 @@
+"""Training on this machine: processes, no Spark and no Java."""

@@ -1,0 +1,91 @@
+"""What training gives back."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, final
+
+import pyarrow as pa
+from torch import Tensor, nn
+
+from firesteel import persistence
+from firesteel.trace import json_lines
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A training that has ended.
+
+    `history` has one row for each kept publish point (the end of an epoch, at least) with the columns seconds, epoch,
+    step, samples (of all workers), train_loss (mean over the rows since the last row), validation_loss and
+    validation_<metric>, bytes_sent (of all workers) and waited_seconds (mean of the workers).
+    """
+
+    model: nn.Module
+    """The trained model, on the CPU, in evaluation mode."""
+    history: pa.Table
+    trace: pa.Table
+    """Every event of every worker; see `firesteel.trace.SCHEMA`."""
+    timing: dict[str, float]
+    """Where the seconds went: call_to_first_step_seconds, train_seconds, samples_per_second, total_seconds, ..."""
+    status: str
+    """"finished", "stopped early", or "stopped" (by a request or max_seconds)."""
+    settings: dict[str, Any]
+    """What was asked for, printable."""
+    run_dir: str | None = None
+    saving: dict[str, Any] = field(default_factory=dict, repr=False)
+    score: Callable[[Any], dict[str, float]] | None = field(default=None, repr=False)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The last (with early stopping: the best) row of `history`, without what it does not have."""
+        rows = self.history.to_pylist()
+        row = rows[self.settings.get("best", len(rows) - 1)] if rows else {}
+        names = [n for n in row if n.endswith("_loss") or n.startswith("validation_")]
+        return {name: row[name] for name in names if row[name] is not None}
+
+    def evaluate(self, data: Any) -> dict[str, float]:
+        """Loss and metrics on other data of the kind that was trained on, computed in this process."""
+        assert self.score is not None
+        return self.score(data)
+
+    def save(self, path: str | os.PathLike[str], format: persistence.Format = "auto") -> str:
+        """Save the model into the folder `path` for `firesteel.load`; returns the format used."""
+        example: tuple[Tensor, ...] | None = self.saving.get("example")
+        extra = {"columns": self.saving.get("columns"), "metrics": self.metrics, "settings": self.settings}
+        return persistence.save(Path(path), self.model, self.saving.get("spec"), example, extra, format)
+
+    def save_trace(self, path: str | os.PathLike[str]) -> None:
+        """Write the trace as JSON lines, one event a line."""
+        _ = Path(path).write_text(json_lines(self.trace))
+
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Learning curves: loss, and metrics if there are any, over epochs and seconds. Saved if `path` is given."""
+        from firesteel.plots import learning_curves
+
+        figure = learning_curves(self)
+        if path is not None:
+            figure.savefig(path, dpi=144)
+        return figure
+
+    def __str__(self) -> str:
+        rows = self.history.num_rows
+        said = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
+        rate = self.timing.get("samples_per_second", math.nan)
+        return (
+            f"Run {self.status}: {self.settings.get('strategy')} on {self.settings.get('on')}, {rows} points, "
+            f"{self.timing.get('train_seconds', math.nan):.1f} s, {rate:,.0f} samples/s; {said}"
+        )
+
+    def _repr_html_(self) -> str:
+        from firesteel.plots import html
+
+        return html(self)

@@ -1,0 +1,1 @@
+"""Training in a gang of Spark barrier tasks."""

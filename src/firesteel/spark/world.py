@@ -1,0 +1,245 @@
+"""`Spark`: a run in a gang of barrier tasks, classic or through Spark Connect."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any, final
+
+import cloudpickle
+import pyarrow as pa
+
+from firesteel.checkpoint import Board, Folder, StoreBoard
+from firesteel.data.frame import deal
+from firesteel.data.source import FrameSource, ParquetSource, TableSource
+from firesteel.errors import ClusterError, FiresteelError, Interrupted, RendezvousTimeout, UsageError
+from firesteel.failures import found_in, raise_cause
+from firesteel.job import Job
+from firesteel.net.gang import serve_store
+from firesteel.spark.task import Gang, task
+
+_GRACE_SECONDS = 2.0  # after Ctrl-C: a request to stop first, Spark's interrupt when this time has passed
+RESULT_DDL = "kind string, rank int, payload binary"
+
+
+@final
+@dataclass(frozen=True)
+class Spark:
+    """Train in `workers` tasks of a Spark application, all running at once (a barrier stage)."""
+
+    workers: int = 2
+    """Number of tasks, >= 1; each needs a free slot."""
+    session: Any = field(default=None, repr=False, compare=False)
+    """The SparkSession; None takes the DataFrame's own, or the active one."""
+    shuffle: bool = True
+    """Deal the rows out evenly, in a fixed order. False takes the DataFrame's own partitions, one for each worker."""
+    threads: int | None = 1
+    """PyTorch threads of each worker."""
+    max_memory_bytes: int = 2 * 2**30
+    """Rows of one worker beyond this size go to a memory-mapped file on the executor."""
+    timeout_seconds: float = 60.0
+    """A worker that is silent in a collective for longer is taken for dead."""
+    start_seconds: float = 20.0
+    """All workers must have started by then; the time that Spark needs to compute the DataFrame is not counted."""
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise UsageError(f"workers={self.workers}: a run needs at least one worker.")
+
+
+def run(job: Job, source: Any, on: Spark, watch: Callable[[Board], None]) -> list[pa.RecordBatch]:
+    """Run the job; returns the results of all workers, as `process.RESULT` rows."""
+    session = session_of(on, source)
+    classic = not _is_connect(session)
+    frame = _frame(source, session)
+    if classic:
+        _check_conf(session)
+    job = replace(job, threads=on.threads, max_memory_bytes=on.max_memory_bytes)
+    dealt = deal(FrameSource(frame, source.columns), on.workers, on.shuffle)
+    with _slots(session, on) if classic else contextlib.nullcontext():
+        store, board, host, port = None, None, None, 0
+        if classic:
+            conf = session.sparkContext.getConf()
+            host = conf.get("spark.driver.host")
+            store = serve_store(conf.get("spark.driver.bindAddress", host))
+            port, board = store.port, StoreBoard(store, job.secret)
+        elif job.settings.get("notes"):
+            board = Folder(job.settings["notes"])
+        gang = Gang(
+            cloudpickle.dumps(job), on.workers, host, port, job.secret, on.timeout_seconds, on.start_seconds,
+            job.settings.get("notes"),
+        )
+        result = dealt.mapInArrow(task(gang), RESULT_DDL, barrier=True)
+        return _collect(session, result, job, on, board, watch, classic)
+
+
+def session_of(on: Spark, source: Any) -> Any:
+    """The session of a run: the one given, the DataFrame's, or the active one."""
+    try:
+        from pyspark.sql import SparkSession
+    except ImportError as error:
+        raise UsageError("on=Spark(...) needs PySpark: pip install 'firesteel[spark]'.") from error
+    if on.session is not None:
+        return on.session
+    if isinstance(source, FrameSource):
+        return source.frame.sparkSession
+    return SparkSession.getActiveSession() or SparkSession.builder.getOrCreate()
+
+
+def _is_connect(session: Any) -> bool:
+    return type(session).__module__.startswith("pyspark.sql.connect")
+
+
+def _frame(source: Any, session: Any) -> Any:
+    if isinstance(source, FrameSource):
+        return source.frame
+    if isinstance(source, ParquetSource):
+        return session.read.parquet(source.path)
+    assert isinstance(source, TableSource)
+    return session.createDataFrame(source.table)
+
+
+def _check_conf(session: Any) -> None:
+    conf = session.sparkContext.getConf()
+    if conf.get("spark.dynamicAllocation.enabled", "false") == "true":
+        raise UsageError(
+            "spark.dynamicAllocation.enabled is true: a gang needs all its executors at once, which Spark refuses to "
+            "promise while it scales them. Set spark.dynamicAllocation.enabled=false and a fixed spark.executor.instances."
+        )
+    if conf.get("spark.speculation", "false") == "true":
+        raise UsageError("spark.speculation is true: Spark would run a slow worker twice. Set spark.speculation=false.")
+
+
+# ---- slots -----------------------------------------------------------------------------------------------------------
+
+_taken: dict[str, int] = {}
+_changed = threading.Condition()
+
+
+def slots(session: Any) -> int:
+    """How many tasks the application can run at once now (classic sessions only)."""
+    context = session.sparkContext._jsc.sc()
+    return int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
+
+
+@contextlib.contextmanager
+def _slots(session: Any, on: Spark) -> Iterator[None]:
+    """Hold `workers` slots among the gangs of this driver, so that two of them take turns where they do not both fit."""
+    context = session.sparkContext
+    until = time.monotonic() + on.start_seconds
+    have = slots(session)
+    local = context.master.startswith("local[") or context.master == "local"
+    while have < on.workers and not local and time.monotonic() < until:
+        _ = threading.Event().wait(0.1)  # executors may still be registering
+        have = slots(session)
+    if have < on.workers:
+        raise UsageError(
+            f"{on.workers} workers were asked for, but Spark can run {have} tasks at once ({context.master}). A barrier "
+            f"stage starts all its tasks or none. Set workers={max(1, have)}, or give Spark more cores."
+        )
+    name = context.applicationId
+    with _changed:
+        _ = _changed.wait_for(lambda: _taken.get(name, 0) + on.workers <= have)
+        _taken[name] = _taken.get(name, 0) + on.workers
+    try:
+        yield
+    finally:
+        with _changed:
+            _taken[name] -= on.workers
+            _changed.notify_all()
+
+
+# ---- the job ---------------------------------------------------------------------------------------------------------
+
+
+def _collect(
+    session: Any, result: Any, job: Job, on: Spark, board: Board | None, watch: Callable[[Board], None], classic: bool
+) -> list[pa.RecordBatch]:
+    tag, got, done = f"firesteel-{job.secret[:12]}", {}, threading.Event()
+
+    def collect() -> None:
+        try:
+            session.addTag(tag)
+            if classic:
+                context = session.sparkContext
+                context.setLocalProperty("spark.job.description", f"Firesteel: {job.settings.get('strategy')} on {on.workers} workers")
+            got["table"] = result.toArrow()
+        except BaseException as error:
+            got["error"] = error
+        finally:
+            done.set()
+
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
+    asked_at: float | None = None
+    started_at = time.monotonic()
+    seen = False
+    while True:
+        try:
+            if done.wait(0.1):
+                break
+            if board is not None:
+                watch(board)
+                seen = seen or board.get("progress.json") is not None
+            if not classic and board is not None and not seen and time.monotonic() - started_at > on.start_seconds:
+                _interrupt(session, tag)
+                raise RendezvousTimeout(
+                    f"{on.workers} workers were asked for, but they had not all started after {on.start_seconds:g} s. Through "
+                    f"Spark Connect the number of free slots cannot be asked: it is probably below {on.workers}. Set fewer "
+                    "workers, give Spark more cores, or raise Spark(start_seconds=...) if the DataFrame takes long to compute."
+                )
+            if asked_at is not None and time.monotonic() - asked_at > _GRACE_SECONDS:
+                _interrupt(session, tag)
+                raise Interrupted("stopped by Ctrl-C; the workers did not answer in time and were interrupted.")
+        except KeyboardInterrupt as error:
+            if isinstance(error, Interrupted) or asked_at is not None:
+                _interrupt(session, tag)
+                raise
+            asked_at = time.monotonic()
+            if board is None:
+                _interrupt(session, tag)
+                raise Interrupted("stopped by Ctrl-C; without a run folder there was no way to keep the model.") from None
+            board.put("stop", b"")
+    if "error" in got:
+        _raise(got["error"], job, on, board, asked_at is not None)
+    return got["table"].to_batches()
+
+
+def _interrupt(session: Any, tag: str) -> None:
+    with contextlib.suppress(Exception):
+        session.interruptTag(tag)
+
+
+def _raise(error: BaseException, job: Job, on: Spark, board: Board | None, asked: bool) -> None:
+    if isinstance(error, FiresteelError):
+        raise error
+    text = str(error)
+    failures = found_in(text)
+    if board is not None:
+        with contextlib.suppress(Exception):
+            left = (board.get(f"failure-{rank}") for rank in range(on.workers))
+            failures += [json.loads(note) for note in left if note is not None]
+    if failures:
+        raise_cause(failures, "a worker has died")
+    if asked:
+        raise Interrupted("stopped by Ctrl-C.") from None
+    missing = re.search(r"ModuleNotFoundError: No module named '([^']+)'", text)
+    if missing:
+        raise ClusterError(
+            f"the Python of the executors has no package '{missing.group(1)}'. Install it there, or ship an environment: "
+            "see docs/spark.md, 'Packages on executors'."
+        ) from None
+    if "exited unexpectedly" in text or "ExecutorLostFailure" in text or "Python worker" in text:
+        memory = " Exit 137 means that memory ran out: raise spark.executor.memoryOverhead." if "137" in text else ""
+        raise_cause([], f"a worker process has died: {_first_line(text)}.{memory}")
+    raise ClusterError(f"Spark could not run the gang: {_first_line(text)}") from error
+
+
+def _first_line(text: str) -> str:
+    telling = [line.strip() for line in text.splitlines() if "Exception" in line or "Error" in line]
+    return (telling or text.strip().splitlines() or ["no reason given"])[0][:500]

@@ -1,0 +1,383 @@
+"""`firesteel.train`: the one call behind which everything stands."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import json
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import cloudpickle
+import pyarrow as pa
+import torch
+from torch import nn
+
+from firesteel import persistence, randomness
+from firesteel.checkpoint import Board, Folder, Points, unpack
+from firesteel.data.columns import Features
+from firesteel.data.shard import Shard, build_shard
+from firesteel.data.source import ParquetSource, TableSource, resolve, stream
+from firesteel.errors import FiresteelError, Interrupted, UsageError
+from firesteel.evaluate import named, probe, sums
+from firesteel.job import EarlyStopping, Job, Model
+from firesteel.local import world as local
+from firesteel.local.world import Local, new_secret
+from firesteel.losses import resolve_loss, resolve_metrics, target_kind
+from firesteel.models.voting import Voting
+from firesteel.net.protocol import Strategy
+from firesteel.optim import Adam, ByEpochs, BySteps, OptimizerSettings, Schedule
+from firesteel.progress import Show, reporter
+from firesteel.run import Run
+from firesteel.spark.world import Spark
+from firesteel.strategies import SyncSGD
+from firesteel.worker import layout
+
+World = Local | Spark
+
+
+def train(
+    model: Model,
+    data: Any,
+    *,
+    features: Features = "features",
+    label: str = "label",
+    weight: str | None = None,
+    loss: str | Callable[..., Any] = "cross_entropy",
+    optimizer: OptimizerSettings = Adam(),
+    schedule: Schedule | None = None,
+    strategy: Strategy = SyncSGD(),
+    on: World = Local(),
+    batch_size: int = 64,
+    epochs: float | None = None,
+    max_steps: int | None = None,
+    max_seconds: float | None = None,
+    validation: Any = 0.1,
+    metrics: tuple[str | Callable[..., Any], ...] | None = None,
+    early_stopping: EarlyStopping | None = None,
+    clip_norm: float | None = None,
+    seed: int = 0,
+    run_dir: str | Path | None = None,
+    checkpoint_steps: int | None = None,
+    resume: bool | str | Path | None = None,
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    progress: Show | bool = "auto",
+) -> Run:
+    """Train a network on rows that are spread over workers.
+
+    Args:
+        model: an `nn.Module`, or a picklable call that makes one (every worker makes its own, from the same seed).
+        data: a Spark DataFrame, the path of Parquet files, a `pyarrow.Table`, `(X, y)` or `(X, y, weights)` of NumPy
+            arrays or tensors, or a data set of `firesteel.datasets`.
+        features: a column, a list of columns, or `Image`, `Tokens`, `Sequence`.
+        label, weight: columns. Weights are >= 0; means become weighted means.
+        loss: "cross_entropy", "bce_with_logits", "mse", "mae", "huber", or a callable (outputs, targets) -> scalar mean
+            (with a weight column: (outputs, targets, weights)). A callable gets int64 targets unless its attribute
+            `target` is "value".
+        optimizer: SGD, Adam, AdamW, Adagrad, or any class by `Optimizer(cls, **settings)`.
+        schedule: `BySteps(...)` or `ByEpochs(...)`.
+        strategy: how workers train together; `firesteel strategies` lists them.
+        on: `Local(workers=...)`, processes of this machine, or `Spark(workers=...)`.
+        batch_size: rows of a step, per worker.
+        epochs, max_steps, max_seconds: whichever ends first; 5 epochs if none is given. Steps are each worker's own;
+            seconds are wall seconds of training, evaluation left out.
+        validation: a share of the rows, 0 .. 1; the name of a boolean column; other data of the same kind; or None.
+            Published models are evaluated on it after training, outside the run's clock.
+        metrics: "accuracy", "mse", "mae" or callables (outputs, targets) -> one number a row. None: accuracy for classes.
+        early_stopping: `EarlyStopping(...)`, which evaluates while training runs.
+        clip_norm: the largest norm of a gradient, > 0; longer ones are scaled down.
+        seed: all randomness of the run comes from it.
+        run_dir: a folder (path or URI that all workers see) for points to resume from and for progress.
+        checkpoint_steps: steps between two kept publish points; an epoch if None.
+        resume: True goes on from the newest point in `run_dir`, a path from the one there. Continues bit for bit.
+        device: "auto" takes a GPU for each worker where there are enough, else the CPU.
+        progress: "auto", "bar", "lines" or "none" (True and False for auto and none).
+
+    Returns:
+        The run: model, history, metrics, trace.
+
+    Raises:
+        UsageError: something in the call does not fit; nothing was started where the caller's side could know.
+        Diverged: the loss is no longer finite; the last good model is kept.
+        WorkerFailed: code on a worker raised; the message ends with its traceback.
+        ClusterError: a worker died, or workers did not find each other.
+        Interrupted: Ctrl-C; `.run` holds what was reached.
+
+    Example:
+        >>> import firesteel
+        >>> run = firesteel.train(
+        ...     lambda: firesteel.models.MLP(64, 32, 10), firesteel.datasets.digits(), epochs=2, progress="none"
+        ... )
+        >>> run.status
+        'finished'
+    """
+    called_at = time.time()
+    began = time.perf_counter()
+    target = target_kind(loss)
+    source, share = resolve(data, features, label, weight, validation, target)
+    metrics = (("accuracy",) if target == "class" else ()) if metrics is None else tuple(metrics)
+    if epochs is None and max_steps is None:
+        epochs = 5 if max_seconds is None else None
+        max_steps = None if max_seconds is None else 2**40
+    _check(on, strategy, optimizer, schedule, batch_size, epochs, max_steps, max_seconds, clip_norm, early_stopping, metrics, share, source)
+    folder = str(run_dir) if run_dir is not None else (str(resume) if isinstance(resume, str | Path) else None)
+    job = Job(
+        model, strategy, source.columns, loss, optimizer, schedule, metrics, batch_size, epochs, max_steps, max_seconds,
+        share, early_stopping, clip_norm, seed, folder, checkpoint_steps, None, device, secret=new_secret(),
+        settings={"strategy": repr(strategy), "batch_size": batch_size, "seed": seed},
+    )
+    resolve_loss(loss, source.columns.weight is not None)
+    resolve_metrics(metrics)
+    if resume:
+        job = replace(job, resume_from=_resumable(job, folder if resume is True else str(resume), on.workers))
+    module = _initial(job)
+    example = _try_two_rows(job, module, source)
+    _check_pickles(job)
+    reports = reporter(progress)
+    with tempfile.TemporaryDirectory(prefix="firesteel-") as notes:
+        board_dir = folder or notes
+        job = replace(job, settings={**job.settings, "notes": board_dir})
+        Folder(board_dir).put("run.json", json.dumps({"secret": job.secret, **_described(job, on)}).encode())
+        Folder(board_dir).delete("stop")
+        seen: dict[str, Board] = {}
+
+        def watch(board: Board) -> None:
+            seen["board"] = board
+            state = board.get("progress.json")
+            if state is not None:
+                reports.update(json.loads(state))
+            if folder is not None and board != Folder(folder) and Folder(folder).get("stop") is not None:
+                board.put("stop", b"")
+
+        try:
+            run_world = local.run if isinstance(on, Local) else _spark_run()
+            batches = run_world(job, source, on, watch)  # pyright: ignore[reportArgumentType]
+        except (FiresteelError, Interrupted) as error:
+            _rescue(error, seen.get("board"), job, module, folder)
+            raise
+        finally:
+            reports.close()
+    run = _assemble(batches, job, module, on, called_at, began, example)
+    if run.settings["hurried"]:
+        raise Interrupted(f"stopped by Ctrl-C at step {run.settings['steps']}; the error's `run` holds the model.", run)
+    return run
+
+
+def stop(run_dir: str | Path) -> None:
+    """Ask the run in `run_dir` to stop at its next publish point; from any process that sees the folder."""
+    Folder(str(run_dir)).put("stop", b"")
+
+
+def _spark_run() -> Callable[..., list[pa.RecordBatch]]:
+    from firesteel.spark.world import run
+
+    return run
+
+
+def _described(job: Job, on: World) -> dict[str, Any]:
+    return {
+        "strategy": repr(job.strategy), "on": repr(on), "optimizer": repr(job.optimizer), "schedule": repr(job.schedule),
+        "loss": job.loss if isinstance(job.loss, str) else getattr(job.loss, "__name__", "callable"),
+        "batch_size": job.batch_size, "epochs": job.epochs, "max_steps": job.max_steps, "seed": job.seed,
+    }
+
+
+# ---- checks ----------------------------------------------------------------------------------------------------------
+
+
+def _check(
+    on: Any, strategy: Any, optimizer: Any, schedule: Any, batch_size: int, epochs: float | None, max_steps: int | None,
+    max_seconds: float | None, clip_norm: float | None, early: Any, metrics: tuple[Any, ...], share: float, source: Any,
+) -> None:
+    if not isinstance(on, Local | Spark):
+        raise UsageError(f"on={on!r}: give firesteel.Local(workers=...) or firesteel.Spark(workers=...).")
+    if isinstance(strategy, type):
+        raise UsageError(f"strategy is the class {strategy.__name__}; give an instance: {strategy.__name__}().")
+    if not inspect.iscoroutinefunction(getattr(strategy, "run", None)):
+        raise UsageError(f"strategy={strategy!r} has no `async def run(self, worker, net)`; see docs/write-your-own.md.")
+    if not isinstance(optimizer, OptimizerSettings) or isinstance(optimizer, type):
+        raise UsageError(f"optimizer={optimizer!r}: give firesteel.Adam(lr=...) or firesteel.Optimizer(cls, **settings).")
+    if schedule is not None and not isinstance(schedule, BySteps | ByEpochs):
+        raise UsageError(f"schedule={schedule!r}: give firesteel.BySteps(...) or firesteel.ByEpochs(...).")
+    numbers = {"epochs": epochs, "max_steps": max_steps, "max_seconds": max_seconds, "clip_norm": clip_norm}
+    for name, value in {"batch_size": batch_size, **numbers}.items():
+        if value is not None and not value > 0:
+            raise UsageError(f"{name}={value}: it must be greater than 0.")
+    if early is not None:
+        known = ["loss", *resolve_metrics(metrics)]
+        if early.metric not in known:
+            raise UsageError(f"EarlyStopping looks at {early.metric!r}, but this run has {', '.join(known)}.")
+        if not share and source.columns.validation is None:
+            raise UsageError("early stopping needs validation: a share such as 0.1, a boolean column, or data.")
+
+
+def _initial(job: Job) -> nn.Module:
+    """The model as every worker will make it, for checks and to hold the result."""
+    with torch.random.fork_rng(devices=[]):
+        randomness.initialise(job.seed)
+        module = job.build()
+        if isinstance(job.model, nn.Module):
+            module = cloudpickle.loads(_pickled("model", job.model))
+        _ = layout(module)
+        try:
+            _ = job.optimizer.build(module)
+        except (TypeError, ValueError) as error:
+            raise UsageError(f"the optimizer cannot be made: {error}") from error
+    return module.cpu()
+
+
+def _try_two_rows(job: Job, module: nn.Module, source: Any) -> tuple[torch.Tensor, ...] | None:
+    """Where the rows are at hand, try two before anything is started; returns them as an example of the inputs."""
+    if not isinstance(source, TableSource | ParquetSource):
+        return None
+    two = source if isinstance(source, ParquetSource) else TableSource(source.table.slice(0, 2), source.columns)
+    batch = next(iter(stream(two, 0, 1)), None)
+    shard = build_shard([] if batch is None else [batch.slice(0, 2)], job.columns, 2**30)
+    probe(module, shard, resolve_loss(job.loss, job.columns.weight is not None), resolve_metrics(job.metrics))
+    return shard.block(0, shard.rows).inputs if shard.rows else None
+
+
+def _pickled(name: str, value: Any) -> bytes:
+    try:
+        return cloudpickle.dumps(value)
+    except Exception as error:
+        raise UsageError(
+            f"{name} cannot be sent to the workers: pickling it raised {type(error).__name__}: {error}. "
+            "Give a function that makes it (a factory), and open files, locks and sessions inside of it."
+        ) from error
+
+
+def _check_pickles(job: Job) -> None:
+    for name in ("model", "loss", "metrics", "optimizer", "schedule", "strategy"):
+        _ = _pickled(name, getattr(job, name))
+
+
+def _resumable(job: Job, folder: str | None, workers: int) -> str:
+    if folder is None:
+        raise UsageError("resume=True needs run_dir, the folder of the run to go on with.")
+    found = Points(Folder(folder)).newest()
+    if found is None:
+        raise UsageError(f"{folder} holds no point to resume from; was it the run_dir of a run that reached one?")
+    then, now = found[1], {"workers": workers, **job.settings}
+    for name, value in now.items():
+        if then[name] != value:
+            raise UsageError(
+                f"{folder} was trained with {name}={then[name]}, this call has {name}={value}. A resumed run goes on exactly "
+                "as it was; to change a setting, start anew from the saved model."
+            )
+    return folder
+
+
+# ---- results ---------------------------------------------------------------------------------------------------------
+
+
+def _assemble(
+    batches: list[pa.RecordBatch], job: Job, module: nn.Module, on: World, called_at: float, began: float, example: Any
+) -> Run:
+    parts: dict[tuple[str, int], list[bytes]] = {}
+    for batch in batches:
+        kinds, ranks, payloads = (batch.column(i).to_pylist() for i in range(3))
+        for kind, rank, payload in zip(kinds, ranks, payloads, strict=True):
+            parts.setdefault((kind, rank), []).append(payload)
+    whole = {key: b"".join(chunks) for key, chunks in parts.items()}
+    reports = [json.loads(whole["report", rank]) for rank in range(on.workers)]
+    trace = pa.concat_tables(_table(whole["trace", rank]) for rank in range(on.workers))
+    tensors, _ = unpack(whole["model", 0])
+    first = min((r["first_step_at"] for r in reports if r["first_step_at"]), default=called_at)
+    lead = reports[0]
+    samples = sum(r["samples"] for r in reports)
+    timing = {
+        "call_to_first_step_seconds": first - called_at,
+        **{name: max(r["timing"].get(name, 0.0) for r in reports) for name in lead["timing"]},
+        "samples": samples,
+        "samples_per_second": samples / max(lead["timing"]["train_seconds"], 1e-9),
+        "total_seconds": time.perf_counter() - began,
+    }
+    status = "stopped early" if lead["early"] else "stopped" if lead["stopped"] else "finished"
+    settings = {**_described(job, on), "best": lead["best"], "steps": lead["steps"], "device": lead["device"]}
+    settings["hurried"] = lead["hurried"]
+    model = _load(tensors, module, job)
+    saving = {
+        "spec": persistence.spec_of(job.model) if not isinstance(model, Voting) else None,
+        "example": example,
+        "columns": _columns_json(job),
+    }
+    return Run(
+        model, _table(whole["history", 0]), trace, timing, status, settings, job.run_dir, saving,
+        functools.partial(_score, job, model),
+    )
+
+
+def _columns_json(job: Job) -> dict[str, Any]:
+    features = job.columns.features
+    plain = features if isinstance(features, str | list) else {"kind": type(features).__name__, **asdict(features)}
+    return {"features": plain, "label": job.columns.label, "target": job.columns.target, "dtype": job.columns.dtype}
+
+
+def _table(data: bytes) -> pa.Table:
+    return pa.ipc.open_stream(data).read_all()
+
+
+def _load(tensors: dict[str, torch.Tensor], module: nn.Module, job: Job) -> nn.Module:
+    """Put a worker's result into a module of our own: parameters, frozen ones, buffers, averaged statistics."""
+
+    def fill(into: nn.Module, params: torch.Tensor) -> nn.Module:
+        parameters = dict(into.named_parameters())
+        with torch.no_grad():
+            for slot in layout(into)[0]:
+                parameters[slot.name].copy_(slot.view(params))
+            for name, p in parameters.items():
+                if f"frozen.{name}" in tensors:
+                    p.copy_(tensors[f"frozen.{name}"])
+            start = 0
+            for name, b in into.named_buffers():
+                if f"buffer.{name}" in tensors:
+                    b.copy_(tensors[f"buffer.{name}"])
+                if b.is_floating_point():
+                    b.copy_(tensors["statistics"][start : start + b.numel()].view_as(b))
+                    start += b.numel()
+        return into.eval()
+
+    params = tensors["params"]
+    if params.dim() == 1:
+        return fill(module, params)
+    members = [fill(cloudpickle.loads(cloudpickle.dumps(module)), member.clone()) for member in params]
+    return Voting(members, job.columns.target == "class").eval()
+
+
+def _rescue(error: BaseException, board: Board | None, job: Job, module: nn.Module, folder: str | None) -> None:
+    """Keep the model that was published last before things went wrong, and say where."""
+    if isinstance(error, UsageError) or board is None:
+        return
+    try:
+        data = board.get("model.safetensors")
+    except Exception:  # the store may have gone with the worker that held it
+        data = None
+    if data is None:
+        error.add_note("No model had been published yet.")
+        return
+    tensors, plain = unpack(data)
+    model = _load(tensors, module, job)
+    path = str(Path(folder) / "last") if folder and Folder(folder).is_local else tempfile.mkdtemp(prefix="firesteel-last-")
+    try:
+        used = persistence.save(path, model, persistence.spec_of(job.model), None, {"columns": _columns_json(job)})
+        error.add_note(f"The last good model, of step {plain['step']}, is kept: firesteel.load({path!r}) ({used}).")
+    except UsageError:
+        torch.save(model.state_dict(), Path(path) / "state.pt")
+        error.add_note(f"The weights of the last good model, of step {plain['step']}, are kept in {path}/state.pt.")
+
+
+def _score(job: Job, model: nn.Module, data: Any) -> dict[str, float]:
+    columns = job.columns
+    source, _ = resolve(data, columns.features, columns.label or "label", columns.weight, None, columns.target)
+    if not isinstance(source, TableSource | ParquetSource):
+        from firesteel.data.frame import to_table
+
+        source = TableSource(to_table(source.frame, source.columns), source.columns)
+    shard: Shard = build_shard(stream(source, 0, 1), replace(source.columns), 2**40)
+    loss, metrics = resolve_loss(job.loss, columns.weight is not None), resolve_metrics(job.metrics)
+    return named(sums(model, shard, loss, metrics, torch.device("cpu")), metrics)
