@@ -1,0 +1,155 @@
+"""One contract for every net: the verbs mean the same over sockets and in shared memory, for any number of workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+from gangs import gang
+
+SHARED = pytest.mark.parametrize("share", [True, False], ids=["shared memory", "sockets"])
+SIZES = pytest.mark.parametrize("size", [1, 2, 3])
+
+
+def mine(rank: int) -> torch.Tensor:
+    return torch.arange(5, dtype=torch.float32) * (rank + 1) + rank
+
+
+def everyone(size):
+    return torch.stack([mine(r) for r in range(size)])
+
+
+def results(found):
+    assert all(kind == "ok" for kind, _, _ in found.values()), found
+    return [found[r][1] for r in sorted(found)]
+
+
+@SHARED
+@SIZES
+def test_every_collective(size, share):
+    async def program(net):
+        x = mine(net.rank)
+        return [
+            (await net.all_reduce(x.clone())).tolist(),
+            (await net.all_reduce(x.clone(), "sum")).tolist(),
+            (await net.all_reduce(x.clone(), "max")).tolist(),
+            (await net.all_reduce(x.clone(), weight=net.rank + 0.5)).tolist(),
+            (await net.all_reduce(x.clone(), weight=0.0)).tolist(),
+            (await net.all_gather(x[None])).tolist(),
+            (await net.reduce_scatter(x.clone(), "sum")).tolist(),
+            (await net.broadcast(x.clone(), root=net.size - 1)).tolist(),
+            (await net.all_reduce(x.double().view(5, 1), "sum")).tolist(),
+        ]
+
+    all_x, weights = everyone(size), torch.arange(size) + 0.5
+    for rank, got in enumerate(results(gang(size, program, share))):
+        expected = [
+            all_x.mean(0),
+            all_x.sum(0),
+            all_x.amax(0),
+            (all_x * weights[:, None]).sum(0) / weights.sum(),
+            all_x.mean(0),
+            all_x,
+            all_x.sum(0).tensor_split(size)[rank],
+            mine(size - 1),
+            all_x.sum(0)[:, None],
+        ]
+        for number, (a, b) in enumerate(zip(got, expected, strict=True)):
+            torch.testing.assert_close(torch.tensor(a, dtype=torch.float32), b.float(), msg=lambda m, n=number: f"verb {n}: {m}")
+
+
+@SHARED
+def test_several_posted_before_the_first_is_awaited(share):
+    async def program(net):
+        posted = [net.all_reduce(torch.full((1000 * (i + 1),), float(net.rank + i)), "sum") for i in range(11)]
+        return [float((await p).sum()) for p in posted]
+
+    for got in results(gang(2, program, share)):
+        assert got == [1000.0 * (i + 1) * (2 * i + 1) for i in range(11)]
+
+
+@SHARED
+def test_messages_grow(share):
+    async def program(net):
+        return [float((await net.all_reduce(torch.ones(n))).sum()) for n in (3, 3_000_000, 7, 6_000_000)]
+
+    assert results(gang(2, program, share)) == [[3.0, 3e6, 7.0, 6e6]] * 2
+
+
+def test_all_ranks_get_the_same_bits_in_shared_memory():
+    async def program(net):
+        x = torch.randn(10_001, generator=torch.Generator().manual_seed(net.rank))
+        return (await net.all_reduce(x, weight=net.rank + 1.0)).numpy().tobytes()
+
+    assert len(set(results(gang(3, program, True)))) == 1
+
+
+@SHARED
+def test_send_and_recv_keep_shape_and_type(share):
+    async def program(net):
+        if net.rank == 0:
+            await net.send(torch.arange(6).view(2, 3), 1)
+            await net.send(torch.ones(2, dtype=torch.float64), 1)
+            return None
+        first, second = await net.recv(0), await net.recv(0)
+        return first.tolist(), str(first.dtype), second.tolist(), str(second.dtype)
+
+    _, got = results(gang(2, program, share))
+    assert got == ([[0, 1, 2], [3, 4, 5]], "torch.int64", [1.0, 1.0], "torch.float64")
+
+
+@SHARED
+def test_a_group_is_a_net_of_its_own(share):
+    async def program(net):
+        if net.rank == 1:
+            return float(await net.all_reduce(torch.tensor([1.0]), "sum"))
+        pair = net.group([2, 0])
+        inside = float(await pair.all_reduce(torch.tensor([10.0 * net.rank]), "sum"))
+        return pair.rank, inside, float(await net.all_reduce(torch.tensor([1.0]), "sum"))
+
+    assert results(gang(3, program, share)) == [(1, 20.0, 3.0), 3.0, (0, 20.0, 3.0)]
+
+
+@pytest.mark.parametrize(("size", "expected"), [(2, 4000), (3, 5333)])
+def test_bytes_are_those_of_a_ring(size, expected):
+    async def program(net):
+        await net.all_reduce(torch.ones(1000), "sum")
+
+    for kind, _, sent in gang(size, program, False).values():
+        assert kind == "ok"
+        assert abs(sent - expected) <= 16  # the weight and the request to stop ride along
+
+
+@SHARED
+def test_a_killed_worker_is_noticed_at_once(share):
+    async def program(net):
+        await net.all_reduce(torch.ones(3))
+        if net.rank == 1:
+            raise KeyError("gone")
+        await net.all_reduce(torch.ones(3))
+
+    found = gang(2, program, share)
+    assert "KeyError" in found[1][1]
+    assert found[0][0] == "error" and "PeerLost" in found[0][1]
+
+
+def test_a_silent_worker_is_noticed_in_time():
+    async def program(net):
+        await net.all_reduce(torch.ones(3))
+        if net.rank == 1:
+            signal.alarm(3)
+            os.kill(os.getpid(), signal.SIGSTOP) if False else signal.pause()
+        await net.all_reduce(torch.ones(3))
+
+    found = gang(2, program, True, seconds=1.0)
+    assert "silent for 1 s" in found[0][1]
+
+
+def test_unequal_calls_are_an_error_that_names_both():
+    async def program(net):
+        await net.all_reduce(torch.ones(3 + net.rank))
+
+    found = gang(2, program, True)
+    assert any("called all_reduce on 12 bytes, worker 1 on 16" in text for _, text, _ in found.values())
