@@ -213,13 +213,13 @@ class _Process:
         self.trace.clock.start(began)
         result = drive(job.strategy.run(worker, self._net))
         self.timing["train_seconds"] = self.trace.clock.now() - began
-        if not self.kept.marks or self._published != worker.steps_done or result.dim() > 1 or not self._is_last(result):
+        if not self.kept.marks or self._published != worker.steps_done or not self._is_last(result):
             self._keep(result, (), final=True)
         self._show(done=True)
         return result
 
     def _is_last(self, result: Vec) -> bool:
-        return result.data_ptr() == self.worker.params.data_ptr() or torch.equal(result, self._last)
+        return torch.equal(result, self._last)
 
     # ---- publish points ----------------------------------------------------------------------------------------------
 

@@ -27,8 +27,8 @@ def _member(rank: int, size: int, port: int, secret: str, share: bool, program: 
         out.put((rank, "error", f"{type(error).__name__}: {error}\n{traceback.format_exc()}", 0))
 
 
-def gang(size: int, program: Any, share: bool, seconds: float = 30.0) -> dict[int, tuple[str, Any, int]]:
-    """rank -> ("ok", result, bytes sent) or ("error", text, 0)."""
+def gang(size: int, program: Any, share: bool, seconds: float = 30.0, silent: int = 0) -> dict[int, tuple[str, Any, int]]:
+    """rank -> ("ok", result, bytes sent) or ("error", text, 0); `silent` workers never report and are killed in the end."""
     store, context = serve_store("127.0.0.1"), mp.get_context("fork")
     out, secret = context.Queue(), secrets.token_hex(8)
     members = [
@@ -38,9 +38,11 @@ def gang(size: int, program: Any, share: bool, seconds: float = 30.0) -> dict[in
     for m in members:
         m.start()
     found = {}
-    for _ in members:
+    for _ in range(size - silent):
         rank, kind, result, sent = out.get(timeout=60)
         found[rank] = (kind, result, sent)
     for m in members:
+        if silent:
+            m.kill()
         m.join(10)
     return found

@@ -30,6 +30,8 @@ def _die_with_parent() -> None:
 
 def main(descriptor: int) -> None:
     """The nursery's life: requests come in as JSON lines, exits of workers go out as JSON lines."""
+    import torch._dynamo  # noqa: F401  (the first optimizer of a process imports it, which takes most of a second)
+
     import firesteel.process  # noqa: F401  (imported here so that the workers need not)
     from firesteel.local.child import live
 

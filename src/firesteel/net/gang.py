@@ -160,15 +160,13 @@ class GangNet:
             self._heard(stop)
             if scale is None:
                 return work
-            return work.div_(total) if total else self._plain_mean(x)
+            return work.div_(total) if total else self._plain_mean(work)
 
         return self._done("all_reduce", x.numel() * x.element_size() + 16, finish)
 
     def _plain_mean(self, x: Tensor) -> Tensor:
         """All weights were 0, on every worker alike: nobody has seen a row, so nobody's word counts more."""
-        work = x.clone().contiguous()
-        self._wait(self._collective(lambda: self._group.allreduce([work])))
-        return work.div_(self.size)
+        return self.totals(x.clone().contiguous()).div_(self.size)
 
     def all_gather(self, x: Tensor) -> Awaitable[Tensor]:
         if self.size == 1:

@@ -10,20 +10,23 @@ Loopback sockets would copy each megabyte through the kernel twice; beside a sma
 
 from __future__ import annotations
 
+import contextlib
 import mmap
 import os
 import socket
 import struct
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import final
+from typing import TypeVar, final
 
 import torch
 from torch import Tensor
 
 from firesteel.errors import PeerLost, StrategyError
 
+T = TypeVar("T")
 MAX_WORKERS = 8  # every worker reads every slot: beyond this a ring over sockets moves fewer bytes
 _SLOTS = 4  # all-reduces that may be posted before the first is awaited
 _TOKEN = struct.Struct("<BQQ")  # phase, number of the operation, bytes
@@ -82,6 +85,8 @@ class SharedMemory:
         self._inbox: dict[int, bytearray] = {}
         self._told: dict[tuple[int, int], dict[int, int]] = {}  # (phase, number) -> rank -> bytes
         self._memory: dict[int, _Memory] = {}
+        self._descriptors: dict[int, list[int]] = {}
+        self._generation: int = 0
         self._posted: int = 0
         self._finished: int = 0
         self._calls: dict[int, Tensor] = {}  # posted, not yet summed
@@ -119,23 +124,23 @@ class SharedMemory:
                 peer.close()
         self._listener.close()
         self._inbox = {rank: bytearray() for rank in self._peers}
+        self._descriptors = {rank: [] for rank in self._peers}
         self._grow(capacity)
 
     def _grow(self, capacity: int) -> None:
         """Exchange memory files of `capacity` bytes a slot; no operation is under way."""
         for memory in self._memory.values():
             memory.close()
+        self._generation += 1
         self._memory = {self.rank: _Memory.create(capacity)}
+        mine = [self._memory[self.rank].descriptor]
         for rank, peer in self._peers.items():
-            _ = self._guard(rank, lambda p=peer: socket.send_fds(p, [_TOKEN.pack(_GREW, 0, capacity)], [self._memory[self.rank].descriptor]))
-        for rank, peer in self._peers.items():
-            message, descriptors, _, _ = self._guard(rank, lambda p=peer: socket.recv_fds(p, _TOKEN.size, 1))
-            if not message:
-                raise self._lost(rank)
-            phase, _, theirs = _TOKEN.unpack(message)
-            if phase != _GREW or theirs != capacity:
-                raise StrategyError(f"worker {self.rank} reduces {capacity} bytes, but worker {rank} does something else.")
-            self._memory[rank] = _Memory(descriptors[0], capacity)
+            token = _TOKEN.pack(_GREW, self._generation, capacity)
+            self._guard(rank, lambda p=peer, t=token: socket.send_fds(p, [t], mine))
+        for rank, theirs in self._hear(_GREW, self._generation).items():
+            if theirs != capacity:
+                raise self._unequal(self._posted + 1, capacity, rank, theirs)
+            self._memory[rank] = _Memory(self._descriptors[rank].pop(0), capacity)
 
     def close(self) -> None:
         for peer in self._peers.values():
@@ -170,7 +175,10 @@ class SharedMemory:
         return number
 
     def finish(self, number: int) -> Tensor:
-        """Complete an operation; the sum stands in its tensor. Returns [sum of weights, sum of flags], once."""
+        """Complete an operation; returns [sum of weights, sum of flags], once.
+
+        The sum stands in its tensor, which is left as it was where all weights are 0.
+        """
         self._complete(number)
         return self._heads.pop(number)
 
@@ -182,33 +190,39 @@ class SharedMemory:
             nbytes = x.numel() * x.element_size()
             for rank, theirs in self._hear(_POSTED, current).items():
                 if theirs != nbytes:
-                    raise StrategyError(
-                        f"collective {current}: worker {self.rank} called all_reduce on {nbytes} bytes, "
-                        f"worker {rank} on {theirs}. All workers must make the same calls in the same order."
-                    )
+                    raise self._unequal(current, nbytes, rank, theirs)
             del self._told[_POSTED, current]
             slots = [self._memory[rank].slot(current, x.numel(), x.dtype) for rank in range(self.size)]
-            total = x.view(-1)
-            _ = torch.add(slots[0][1], slots[1][1], out=total)
-            for _, body in slots[2:]:
-                total.add_(body)
-            self._heads[current] = torch.stack([head for head, _ in slots]).sum(0)
-            self._tell(_READ, current, nbytes)
+            heads = torch.stack([head for head, _ in slots]).sum(0)
+            if heads[0]:
+                total = x.view(-1)
+                _ = torch.add(slots[0][1], slots[1][1], out=total)
+                for _, body in slots[2:]:
+                    total.add_(body)
+            self._heads[current] = heads
+            with contextlib.suppress(PeerLost):  # a worker that has all its results may have left already
+                self._tell(_READ, current, nbytes)
             self._finished = current
 
     # ---- telling and hearing -----------------------------------------------------------------------------------------
 
-    def _guard(self, rank: int, action):
+    def _guard(self, rank: int, action: Callable[[], T]) -> T:
         try:
             return action()
         except TimeoutError:
             raise PeerLost(f"worker {rank} has been silent for {self._timeout:g} s") from None
-        except (ConnectionError, BrokenPipeError):
+        except ConnectionError:
             raise self._lost(rank) from None
 
     @staticmethod
     def _lost(rank: int) -> PeerLost:
         return PeerLost(f"worker {rank} has gone")
+
+    def _unequal(self, number: int, nbytes: int, rank: int, theirs: int) -> StrategyError:
+        return StrategyError(
+            f"collective {number}: worker {self.rank} called all_reduce on {nbytes} bytes, worker {rank} on {theirs}. "
+            "All workers must make the same calls in the same order."
+        )
 
     def _tell(self, phase: int, number: int, nbytes: int) -> None:
         token = _TOKEN.pack(phase, number, nbytes)
@@ -221,9 +235,11 @@ class SharedMemory:
         for rank, peer in self._peers.items():
             while rank not in told:
                 inbox = self._inbox[rank]
-                data = self._guard(rank, lambda p=peer: p.recv(4096))
+                # Descriptors of new memory files may come with any message; a plain recv would drop them.
+                data, descriptors, _, _ = self._guard(rank, lambda p=peer: socket.recv_fds(p, 4096, 4))
                 if not data:
                     raise self._lost(rank)
+                self._descriptors[rank] += descriptors
                 inbox.extend(data)
                 whole = len(inbox) // _TOKEN.size * _TOKEN.size
                 for kind, which, nbytes in _TOKEN.iter_unpack(bytes(inbox[:whole])):
