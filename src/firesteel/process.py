@@ -186,7 +186,7 @@ class _Process:
         )
         self._same_start()
         self.every: int = job.checkpoint_steps or plan.epoch_steps
-        self.fingerprint: str = shard.fingerprint
+        self.fingerprint: str = shard.fingerprint() if job.run_dir or job.resume_from else ""
         if job.resume_from:
             self._resume(Points(Folder(job.resume_from)))
         self.worker.on_step = self._on_step

@@ -1,0 +1,54 @@
+# Everything here works on a machine with Python 3.11 or newer and nothing else installed.
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+JAVA = JAVA_HOME="$$(scripts/java)"
+
+.PHONY: help venv java demo test soak lint lock clean bench-peers bench-data bench-wire
+
+help: ## this list
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+$(STAMP): requirements.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Firesteel needs Python 3.11 or newer; set PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements.lock
+	$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+venv: $(STAMP) ## make the virtual environment
+
+java: ## find Java 17 or newer, or install it
+	@scripts/java >/dev/null
+
+demo: venv java ## train on handwritten digits on an embedded Spark with two executors
+	@$(JAVA) $(RUN) examples/digits_on_spark.py
+
+lint: venv ## ruff and basedpyright
+	$(RUN) -m ruff check .
+	$(VENV)/bin/basedpyright
+
+test: venv java lint ## lint, types, tests and the documentation's examples
+	$(JAVA) $(RUN) -m pytest -q
+
+soak: venv java ## the long tests: kills, leaks, statistics
+	$(JAVA) $(RUN) -m pytest -q -m soak
+
+bench-peers: venv java ## samples per second beside TorchDistributor, a bare loop and Spark ML
+	$(JAVA) $(RUN) -m benchmarks.peers
+
+bench-data: venv java ## rows per second from a DataFrame to tensors
+	$(JAVA) $(RUN) -m benchmarks.data_plane
+
+bench-wire: venv java ## all-reduce across two hosts (needs root and spark-hosts)
+	$(JAVA) $(RUN) -m benchmarks.wire
+
+lock: ## resolve all versions anew and write requirements.lock
+	rm -rf build/lock && $(PYTHON) -m venv build/lock
+	build/lock/bin/pip install --quiet torch==2.13.0
+	build/lock/bin/pip install --quiet '.[spark,bench,dev]'
+	build/lock/bin/pip freeze --exclude firesteel | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > requirements.lock
+
+clean: ## remove what was made here
+	rm -rf $(VENV) build dist runs .pytest_cache .ruff_cache

@@ -1,0 +1,69 @@
+"""Spark's side of the data plane: a DataFrame's rows, dealt out to workers as Arrow batches."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+
+from firesteel.data.columns import ROW, Columns
+from firesteel.data.source import FrameSource
+
+
+def arrow_schema(frame: Any) -> pa.Schema:
+    """The schema as workers will see it, vectors unwrapped; starts no Spark job."""
+    from pyspark.sql.pandas.types import to_arrow_schema
+    from pyspark.sql.types import StructField, StructType, UserDefinedType
+
+    fields = [
+        StructField(f.name, f.dataType.sqlType(), f.nullable) if isinstance(f.dataType, UserDefinedType) else f
+        for f in frame.schema.fields
+    ]
+    known, unknown = [], []
+    for f in fields:
+        try:
+            known.append(to_arrow_schema(StructType([f])).field(0))
+        except Exception:  # a type that Arrow does not carry: fine as long as nobody asks for the column
+            unknown.append(pa.field(f.name, pa.null()))
+    return pa.schema(known + unknown)
+
+
+def _plain(frame: Any, columns: Columns) -> list[Any]:
+    """The needed columns; vectors as the struct they are stored as, which costs Spark nothing."""
+    from pyspark.sql import functions as F
+    from pyspark.sql.types import UserDefinedType
+
+    kinds = {f.name: f.dataType for f in frame.schema.fields}
+    return [
+        F.unwrap_udt(frame[name]).alias(name) if isinstance(kinds[name], UserDefinedType) else frame[name]
+        for name in columns.needed()
+    ]
+
+
+def deal(source: FrameSource, workers: int, shuffle: bool = True) -> Any:
+    """The DataFrame in `workers` partitions, with the global order of rows as `__row`.
+
+    With `shuffle`, row i of partition p goes to worker (i + p) % workers: even to a row, the same every time, and without
+    the sort by hash that Spark's own round-robin needs for that. Without it, partitions stay as they are.
+    """
+    from pyspark.sql import functions as F
+
+    frame = source.frame
+    numbered = frame.select(*_plain(frame, source.columns), F.monotonically_increasing_id().alias(ROW))
+    if not shuffle:
+        return numbered
+    within = F.col(ROW).bitwiseAND((1 << 33) - 1)  # the id is partition * 2**33 + row in the partition
+    return numbered.repartitionById(workers, ((within + F.shiftright(ROW, 33)) % workers).cast("int"))
+
+
+def to_table(frame: Any, columns: Columns) -> pa.Table:
+    """All needed columns, collected to this process."""
+    return frame.select(*_plain(frame, columns)).toArrow()
+
+
+def united(frame: Any, held: Any, names: list[str], flag: str) -> Any:
+    """Both DataFrames' columns, and a boolean column that is True for the rows of `held`."""
+    from pyspark.sql import functions as F
+
+    first, second = (f.select(*names).withColumn(flag, F.lit(v)) for f, v in ((frame, False), (held, True)))
+    return first.unionByName(second)

@@ -1,0 +1,215 @@
+"""What the user gave as `data`, resolved where the call was made, and how this machine's workers read it."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal, final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.dataset as pads
+import torch
+
+from firesteel.data.columns import ROW, Columns, Features, Image, Tokens
+from firesteel.errors import UsageError
+
+HELD = "__validation"  # the indicator column of rows that came as `validation=` data
+
+
+@final
+@dataclass(frozen=True)
+class TableSource:
+    """Rows in this process."""
+
+    table: pa.Table
+    columns: Columns
+
+
+@final
+@dataclass(frozen=True)
+class MappedSource:
+    """An Arrow file that processes of this machine map."""
+
+    path: str
+    columns: Columns
+
+
+@final
+@dataclass(frozen=True)
+class ParquetSource:
+    """Parquet files; `held` are others, for validation."""
+
+    path: str
+    columns: Columns
+    held: str | None = None
+
+
+@final
+@dataclass(frozen=True)
+class FrameSource:
+    """A Spark DataFrame, classic or Connect."""
+
+    frame: Any
+    columns: Columns
+
+
+Source = TableSource | ParquetSource | FrameSource
+
+
+def resolve(
+    data: Any,
+    features: Features = "features",
+    label: str | None = "label",
+    weight: str | None = None,
+    validation: Any = None,
+    target: Literal["class", "value"] = "class",
+) -> tuple[Source, float]:
+    """The source, and the share of rows that workers hold out themselves (0 where a column says which).
+
+    Raises:
+        UsageError: data of a kind that is not known, a missing column, no rows, a share outside 0 .. 1.
+    """
+    share, held, indicator = 0.0, None, None
+    if isinstance(validation, bool):
+        raise UsageError("validation is a share such as 0.1, the name of a boolean column, other data, or None.")
+    if isinstance(validation, int | float):
+        if not 0 <= validation < 1:
+            raise UsageError(f"validation={validation}: a share must be at least 0 and below 1.")
+        share = float(validation)
+    elif isinstance(validation, str) and not isinstance(data, str | os.PathLike):
+        indicator = validation
+    elif isinstance(validation, str) and "/" not in validation and not validation.endswith(".parquet"):
+        indicator = validation
+    elif validation is not None:
+        held = validation
+    columns = Columns(features, label, weight, indicator, target)
+    source = _source(data, columns)
+    if held is not None:
+        source = _with_held(source, _source(held, columns))
+    source.columns.check(_schema(source))
+    if isinstance(source, TableSource) and not source.table.num_rows:
+        raise UsageError("the data has no rows.")
+    return source, share
+
+
+def _source(data: Any, columns: Columns) -> Source:
+    if hasattr(data, "train") and hasattr(data, "classes"):
+        data = data.train
+    if isinstance(data, pa.Table):
+        return TableSource(data, columns)
+    if isinstance(data, str | os.PathLike):
+        path = os.fspath(data)
+        if "://" not in path and not os.path.exists(path):
+            raise UsageError(f"there is no file or folder {path!r}.")
+        return ParquetSource(path, columns)
+    if isinstance(data, tuple) and len(data) in (2, 3):
+        return _from_arrays(data, columns)
+    if any(name in sys.modules for name in ("pyspark.sql", "pyspark.sql.connect")) and hasattr(data, "mapInArrow"):
+        return FrameSource(data, columns)
+    if type(data).__module__.startswith("pandas") and hasattr(data, "to_dict"):
+        return TableSource(pa.Table.from_pandas(data, preserve_index=False), columns)
+    raise UsageError(
+        f"data is a {type(data).__name__}; give a Spark DataFrame, the path of Parquet files, a pyarrow.Table, "
+        "a tuple (X, y) or (X, y, weights) of arrays or tensors, or a data set of firesteel.datasets."
+    )
+
+
+def _from_arrays(data: tuple[Any, ...], columns: Columns) -> TableSource:
+    found = [x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x) for x in data]
+    names = ["X", "y", "weights"]
+    for name, x in zip(names, found, strict=False):
+        if x.dtype.kind not in "fiub":
+            raise UsageError(f"{name} has the type {x.dtype}; it must hold numbers.")
+        if len(x) != len(found[0]):
+            raise UsageError(f"X has {len(found[0])} rows, but {name} has {len(x)}.")
+    x, y = found[0], found[1]
+    features: Features = columns.features
+    if features == "features":
+        shape = x.shape[1:]
+        if x.dtype == np.uint8 or x.ndim > 2:
+            features = Image("features", shape)
+        elif x.dtype.kind == "i" and x.ndim == 2:
+            features = Tokens("features")
+    name = features if isinstance(features, str) else "features" if isinstance(features, list) else features.column
+    label = columns.label or "label"
+    table = {name: _rows(x), label: _rows(y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y)}
+    weight = columns.weight
+    if len(found) == 3:
+        weight = weight or "weight"
+        table[weight] = _rows(found[2].reshape(-1))
+    return TableSource(pa.table(table), replace(columns, features=features, label=label, weight=weight))
+
+
+def _rows(x: np.ndarray[Any, Any]) -> pa.Array:
+    """An array as a column: numbers for [n], lists of one length for more dimensions."""
+    if x.ndim == 1:
+        return pa.array(x)
+    width = int(np.prod(x.shape[1:]))
+    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(x).reshape(-1)), width)
+
+
+def _schema(source: Source) -> pa.Schema:
+    if isinstance(source, TableSource):
+        return source.table.schema
+    if isinstance(source, ParquetSource):
+        schema = _dataset(source.path).schema
+        return schema.append(pa.field(HELD, pa.bool_())) if source.held else schema
+    from firesteel.data.frame import arrow_schema
+
+    return arrow_schema(source.frame)
+
+
+def _dataset(path: str) -> Any:
+    try:
+        return pads.dataset(path, format="parquet")
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UsageError(f"{path!r} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+
+
+def _with_held(source: Source, held: Source) -> Source:
+    columns = replace(source.columns, validation=HELD)
+    if isinstance(source, TableSource) and isinstance(held, TableSource):
+        source.columns.check(held.table.schema)
+        names = source.columns.needed()
+        parts = [
+            t.select(names).append_column(HELD, pa.repeat(pa.scalar(flag), len(t)))
+            for t, flag in ((source.table, False), (held.table, True))
+        ]
+        return TableSource(pa.concat_tables(parts, promote_options="permissive"), columns)
+    if isinstance(source, ParquetSource) and isinstance(held, ParquetSource):
+        return ParquetSource(source.path, columns, held.path)
+    if isinstance(source, FrameSource) and isinstance(held, FrameSource):
+        from firesteel.data.frame import united
+
+        return FrameSource(united(source.frame, held.frame, source.columns.needed(), HELD), columns)
+    raise UsageError("validation data must be of the same kind as the training data (two DataFrames, two paths, two tables).")
+
+
+def stream(source: TableSource | MappedSource | ParquetSource, rank: int, size: int) -> Iterator[pa.RecordBatch]:
+    """Worker `rank`'s rows, those with number % size == rank, with their number as `__row`."""
+    row = 0
+    for batch in _batches(source):
+        first = (rank - row) % size
+        mine = np.arange(first, batch.num_rows, size)
+        if len(mine):
+            part = batch if size == 1 else batch.take(pa.array(mine))
+            arrays = [*part.columns, pa.array(mine + row)]
+            yield pa.RecordBatch.from_arrays(arrays, [*part.schema.names, ROW])
+        row += batch.num_rows
+
+
+def _batches(source: TableSource | MappedSource | ParquetSource) -> Iterator[pa.RecordBatch]:
+    names = source.columns.needed()
+    if isinstance(source, TableSource):
+        yield from source.table.select(names).to_batches(max_chunksize=65536)
+    elif isinstance(source, MappedSource):
+        with pa.memory_map(source.path) as file:
+            yield from pa.ipc.open_file(file).read_all().select(names).to_batches(max_chunksize=65536)
+    else:
+        paths = [(source.path, False)] + ([(source.held, True)] if source.held else [])
+        for path, held in paths:
+            for batch in _dataset(path).to_batches(columns=[n for n in names if n != HELD], batch_readahead=2):
+                yield batch.append_column(HELD, pa.repeat(pa.scalar(held), len(batch))) if source.held else batch
