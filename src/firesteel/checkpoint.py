@@ -141,5 +141,5 @@ class Points:
     def read(self, step: int, rank: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         data = self.folder.get(f"{self._name(step)}/worker-{rank}.safetensors")
         if data is None:
-            raise UsageError(f"{self.folder.uri} has no state of worker {rank} at step {step}; was it written by fewer workers?")
+            raise UsageError(f"{self.folder.uri} has no state of worker {rank} at step {step}; did fewer workers write it?")
         return unpack(data)

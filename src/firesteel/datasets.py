@@ -47,14 +47,14 @@ def _table(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> pa.Table:
 def digits() -> Dataset:
     """Handwritten digits bundled with scikit-learn: 1,797 rows of 8 x 8 grey values in 0 .. 1, 10 classes, a fifth for testing.
 
-        >>> digits().train[0].shape
-        (1437, 64)
+    >>> digits().train[0].shape
+    (1437, 64)
     """
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise UsageError("the digits come with scikit-learn: pip install 'firesteel[bench]'.") from error
-    found = load_digits()
+    found: Any = load_digits()
     x, y = (found.data / 16).astype(np.float32), found.target.astype(np.int64)
     mixed = np.random.default_rng(0).permutation(len(x))
     # Every fifth row of each class is for testing.

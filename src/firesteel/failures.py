@@ -14,6 +14,7 @@ import traceback
 from typing import Any, NoReturn
 
 from firesteel import errors
+from firesteel.checkpoint import Board
 from firesteel.errors import FiresteelError, PeerLost, WorkerFailed, WorkerLost
 
 Failure = dict[str, Any]
@@ -52,17 +53,22 @@ def found_in(text: str) -> list[Failure]:
     return found
 
 
+def failures_on(board: Board, workers: int) -> list[Failure]:
+    """What failed workers have left on the board."""
+    found = (board.get(f"failure-{rank}") for rank in range(workers))
+    return [json.loads(text) for text in found if text is not None]
+
+
 def raise_cause(failures: list[Failure], lost: str) -> NoReturn:
     """Raise the root cause as one readable error; `lost` says what is known where no worker left a word."""
     causes = sorted((f for f in failures if f["type"] != PeerLost.__name__), key=lambda f: f["at"])
     if not causes:
-        seen = sorted({f"worker {f['rank']}: {f['message']}" for f in failures})
-        raise WorkerLost("; ".join([lost, *seen])) from None
+        seen = sorted({f"{f['message']}, says worker {f['rank']} on {f['host']}" for f in failures})
+        raise WorkerLost("; ".join([*seen, lost] if lost else seen)) from None
     cause = causes[0]
     where = f"worker {cause['rank']} on {cause['host']}"
     if cause["ours"]:
         raise getattr(errors, cause["type"])(f"{cause['message']} (from {where})") from None
     raise WorkerFailed(
-        f"{where} raised {cause['type']}: {cause['message']}\n\n"
-        f"The worker's own traceback:\n{cause['traceback'].rstrip()}"
+        f"{where} raised {cause['type']}: {cause['message']}\n\nThe worker's own traceback:\n{cause['traceback'].rstrip()}"
     ) from None

@@ -122,9 +122,7 @@ def _check_settings(cls: type, settings: dict[str, Any], skip: int) -> None:
     known = [name for name in list(inspect.signature(cls).parameters)[skip:]]
     for name in settings:
         if name not in known and "kwargs" not in known:
-            raise UsageError(
-                f"{cls.__name__} has no setting {name!r}.{did_you_mean(name, known)} It has: {', '.join(known)}."
-            )
+            raise UsageError(f"{cls.__name__} has no setting {name!r}.{did_you_mean(name, known)} It has: {', '.join(known)}.")
 
 
 @final

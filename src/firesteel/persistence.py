@@ -63,7 +63,11 @@ def build(spec: dict[str, Any]) -> nn.Module:
 
 
 def save(
-    path: str | Path, module: nn.Module, spec: dict[str, Any] | None, example: tuple[Tensor, ...] | None, extra: dict[str, Any],
+    path: str | Path,
+    module: nn.Module,
+    spec: dict[str, Any] | None,
+    example: tuple[Tensor, ...] | None,
+    extra: dict[str, Any],
     format: Format = "auto",
 ) -> str:
     """Write the model into the folder `path`, replacing what an earlier save left there; returns the format used.

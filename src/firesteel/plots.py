@@ -46,9 +46,7 @@ def _line(axes: Axes, x: list[float], y: list[float | None], label: str, colour:
     if not points:
         return
     _ = axes.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.8, marker="o", markersize=3)
-    _ = axes.annotate(
-        f"{points[-1][1]:.4g}", points[-1], xytext=(4, 4), textcoords="offset points", fontsize=8, color=colour
-    )
+    _ = axes.annotate(f"{points[-1][1]:.4g}", points[-1], xytext=(4, 4), textcoords="offset points", fontsize=8, color=colour)
 
 
 def _dress(axes: Axes, ylabel: str, epochs: list[float], seconds: list[float]) -> None:
@@ -59,7 +57,8 @@ def _dress(axes: Axes, ylabel: str, epochs: list[float], seconds: list[float]) -
     _ = axes.legend(frameon=False, fontsize=9)
     if len(epochs) > 1 and epochs[-1] > 0:
         scale = seconds[-1] / epochs[-1]
-        above = axes.secondary_xaxis("top", functions=(lambda e: e * scale, lambda s: s / scale if scale else s))
+        forth, back = (lambda e: e * scale), (lambda s: s / scale if scale else s)  # epochs to seconds, and back
+        above = axes.secondary_xaxis("top", functions=(forth, back))  # pyright: ignore[reportArgumentType]
         _ = above.set_xlabel("wall seconds", fontsize=8)
         above.tick_params(labelsize=8)
 

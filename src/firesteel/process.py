@@ -1,6 +1,6 @@
 """What one worker process does in a run, from rows to result. Local and Spark workers both run exactly this.
 
-    rows -> shard -> meet the others -> model -> (resume) -> strategy -> evaluate what was published -> report
+rows -> shard -> meet the others -> model -> (resume) -> strategy -> evaluate what was published -> report
 """
 
 from __future__ import annotations
@@ -457,5 +457,3 @@ def _rows(kind: str, rank: int, payload: bytes) -> Iterator[pa.RecordBatch]:
     for start in range(0, max(1, len(payload)), _CHUNK_BYTES):
         part = payload[start : start + _CHUNK_BYTES]
         yield pa.record_batch([pa.array([kind]), pa.array([rank], pa.int32()), pa.array([part], pa.binary())], schema=RESULT)
-
-

@@ -38,7 +38,8 @@ def line(state: dict[str, Any]) -> str:
     done, total, seconds = state["step"], state["total_steps"], state["seconds"]
     rate = state["samples"] / seconds if seconds > 0 else 0.0
     left = (total - done) * seconds / done if done else float("nan")
-    text = f"step {done}/{total}  epoch {state['epoch']:.2f}  loss {state['loss']:.4f}  {rate:,.0f} samples/s  {left:.0f} s left"
+    where = f"step {done}/{total}  epoch {state['epoch']:.2f}"
+    text = f"{where}  loss {state['loss']:.4f}  {rate:,.0f} samples/s  {left:.0f} s left"
     scores = state.get("validation") or {}
     return text + "".join(f"  validation {name} {value:.4f}" for name, value in scores.items())
 
@@ -80,8 +81,11 @@ class Bar:
 
         self._console: Console = Console(stderr=True)
         self._bar: Progress = Progress(
-            TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.percentage:>3.0f}%"),
-            console=self._console, transient=False,
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.percentage:>3.0f}%"),
+            console=self._console,
+            transient=False,
         )
         self._task: Any = None
 

@@ -12,7 +12,6 @@ from array import array
 from typing import final
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 KINDS = ("step", "all_reduce", "all_gather", "reduce_scatter", "broadcast", "send", "recv", "publish", "evaluate")
 _NUMBER = {kind: i for i, kind in enumerate(KINDS)}
@@ -108,5 +107,5 @@ class Trace:
 
 def json_lines(table: pa.Table) -> str:
     """A trace as JSON lines, one event a line, in order of time."""
-    ordered = table.take(pc.sort_indices(table, [("seconds", "ascending"), ("rank", "ascending")]))
+    ordered = table.sort_by([("seconds", "ascending"), ("rank", "ascending")])
     return "".join(json.dumps(event) + "\n" for event in ordered.to_pylist())

@@ -123,11 +123,37 @@ def train(
     if epochs is None and max_steps is None:
         epochs = 5 if max_seconds is None else None
         max_steps = None if max_seconds is None else 2**40
-    _check(on, strategy, optimizer, schedule, batch_size, epochs, max_steps, max_seconds, clip_norm, early_stopping, metrics, share, source)
+    sizes = {
+        "batch_size": batch_size,
+        "epochs": epochs,
+        "max_steps": max_steps,
+        "max_seconds": max_seconds,
+        "clip_norm": clip_norm,
+    }
+    _check(on, strategy, optimizer, schedule, sizes)
+    _check_stopping(early_stopping, metrics, bool(share) or source.columns.validation is not None)
     folder = str(run_dir) if run_dir is not None else (str(resume) if isinstance(resume, str | Path) else None)
     job = Job(
-        model, strategy, source.columns, loss, optimizer, schedule, metrics, batch_size, epochs, max_steps, max_seconds,
-        share, early_stopping, clip_norm, seed, folder, checkpoint_steps, None, device, secret=new_secret(),
+        model,
+        strategy,
+        source.columns,
+        loss,
+        optimizer,
+        schedule,
+        metrics,
+        batch_size,
+        epochs,
+        max_steps,
+        max_seconds,
+        share,
+        early_stopping,
+        clip_norm,
+        seed,
+        folder,
+        checkpoint_steps,
+        None,
+        device,
+        secret=new_secret(),
         settings={"strategy": repr(strategy), "batch_size": batch_size, "seed": seed},
     )
     resolve_loss(loss, source.columns.weight is not None)
@@ -180,19 +206,22 @@ def _spark_run() -> Callable[..., list[pa.RecordBatch]]:
 
 def _described(job: Job, on: World) -> dict[str, Any]:
     return {
-        "strategy": repr(job.strategy), "on": repr(on), "optimizer": repr(job.optimizer), "schedule": repr(job.schedule),
+        "strategy": repr(job.strategy),
+        "on": repr(on),
+        "optimizer": repr(job.optimizer),
+        "schedule": repr(job.schedule),
         "loss": job.loss if isinstance(job.loss, str) else getattr(job.loss, "__name__", "callable"),
-        "batch_size": job.batch_size, "epochs": job.epochs, "max_steps": job.max_steps, "seed": job.seed,
+        "batch_size": job.batch_size,
+        "epochs": job.epochs,
+        "max_steps": job.max_steps,
+        "seed": job.seed,
     }
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------------
 
 
-def _check(
-    on: Any, strategy: Any, optimizer: Any, schedule: Any, batch_size: int, epochs: float | None, max_steps: int | None,
-    max_seconds: float | None, clip_norm: float | None, early: Any, metrics: tuple[Any, ...], share: float, source: Any,
-) -> None:
+def _check(on: Any, strategy: Any, optimizer: Any, schedule: Any, sizes: dict[str, float | None]) -> None:
     if not isinstance(on, Local | Spark):
         raise UsageError(f"on={on!r}: give firesteel.Local(workers=...) or firesteel.Spark(workers=...).")
     if isinstance(strategy, type):
@@ -203,16 +232,19 @@ def _check(
         raise UsageError(f"optimizer={optimizer!r}: give firesteel.Adam(lr=...) or firesteel.Optimizer(cls, **settings).")
     if schedule is not None and not isinstance(schedule, BySteps | ByEpochs):
         raise UsageError(f"schedule={schedule!r}: give firesteel.BySteps(...) or firesteel.ByEpochs(...).")
-    numbers = {"epochs": epochs, "max_steps": max_steps, "max_seconds": max_seconds, "clip_norm": clip_norm}
-    for name, value in {"batch_size": batch_size, **numbers}.items():
+    for name, value in sizes.items():
         if value is not None and not value > 0:
             raise UsageError(f"{name}={value}: it must be greater than 0.")
-    if early is not None:
-        known = ["loss", *resolve_metrics(metrics)]
-        if early.metric not in known:
-            raise UsageError(f"EarlyStopping looks at {early.metric!r}, but this run has {', '.join(known)}.")
-        if not share and source.columns.validation is None:
-            raise UsageError("early stopping needs validation: a share such as 0.1, a boolean column, or data.")
+
+
+def _check_stopping(early: EarlyStopping | None, metrics: tuple[Any, ...], validated: bool) -> None:
+    if early is None:
+        return
+    known = ["loss", *resolve_metrics(metrics)]
+    if early.metric not in known:
+        raise UsageError(f"EarlyStopping looks at {early.metric!r}, but this run has {', '.join(known)}.")
+    if not validated:
+        raise UsageError("early stopping needs validation: a share such as 0.1, a boolean column, or data.")
 
 
 def _initial(job: Job) -> nn.Module:
@@ -307,7 +339,14 @@ def _assemble(
         "columns": _columns_json(job),
     }
     return Run(
-        model, _table(whole["history", 0]), trace, timing, status, settings, job.run_dir, saving,
+        model,
+        _table(whole["history", 0]),
+        trace,
+        timing,
+        status,
+        settings,
+        job.run_dir,
+        saving,
         functools.partial(_score, job, model),
     )
 

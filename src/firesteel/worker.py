@@ -152,9 +152,7 @@ class Worker:
         """Whether no step comes after this one."""
         return step >= self.plan.total_steps
 
-    def gradient(
-        self, batch: Batch, ready: Callable[[slice], None] | None = None, bucket_bytes: int = 25 * 2**20
-    ) -> Vec:
+    def gradient(self, batch: Batch, ready: Callable[[slice], None] | None = None, bucket_bytes: int = 25 * 2**20) -> Vec:
         """The gradient of the batch's mean loss at `params`, [P]: the flat buffer itself, zero for an empty batch.
 
         `ready(part)` is called during the backward pass, when the gradient's slice `part` of about `bucket_bytes` is

@@ -56,7 +56,8 @@ def test_every_collective(size, share):
             all_x.sum(0)[:, None],
         ]
         for number, (a, b) in enumerate(zip(got, expected, strict=True)):
-            torch.testing.assert_close(torch.tensor(a, dtype=torch.float32), b.float(), msg=lambda m, n=number: f"verb {n}: {m}")
+            got_x = torch.tensor(a, dtype=torch.float32)
+            torch.testing.assert_close(got_x, b.float(), msg=lambda m, n=number: f"verb {n}: {m}")
 
 
 @SHARED

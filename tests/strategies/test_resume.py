@@ -22,8 +22,15 @@ def noisy():
 def test_stopped_at_some_step_and_resumed(tmp_path, strategy):
     x, y = rows(210)
     settings = {
-        "strategy": strategy, "optimizer": firesteel.Adam(lr=1e-3), "schedule": COSINE, "on": firesteel.Local(2, threads=1),
-        "batch_size": 16, "epochs": 200, "validation": 0.1, "seed": 5, "progress": "none",
+        "strategy": strategy,
+        "optimizer": firesteel.Adam(lr=1e-3),
+        "schedule": COSINE,
+        "on": firesteel.Local(2, threads=1),
+        "batch_size": 16,
+        "epochs": 200,
+        "validation": 0.1,
+        "seed": 5,
+        "progress": "none",
     }
     whole = firesteel.train(noisy, (x, y), **settings)
     first = firesteel.train(noisy, (x, y), **settings, run_dir=tmp_path / "run", max_seconds=0.15)

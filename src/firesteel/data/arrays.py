@@ -17,6 +17,7 @@ from firesteel.data.columns import Columns, Image, Sequence, Tokens, is_vector
 from firesteel.errors import UsageError
 
 Array = np.ndarray[Any, Any]
+_compute: Any = pc  # its functions are made at run time, so a type checker does not know them
 
 
 @final
@@ -28,7 +29,7 @@ class Column:
     array: pa.Array
     rows: Array  # the rows' global numbers, int64 [n]
 
-    def fail(self, bad: Array, what: str) -> UsageError:
+    def fail(self, bad: Any, what: str) -> UsageError:
         count, first = int(bad.sum()), int(self.rows[int(np.argmax(bad))])
         rows = f"{count} row{'s' if count > 1 else ''}, the first is row {first}"
         return UsageError(f"column '{self.name}' {what} ({rows}).")
@@ -53,7 +54,7 @@ def lists(column: Column) -> tuple[pa.Array, Array]:
     if pa.types.is_fixed_size_list(array.type):
         lengths = np.full(len(array), array.type.list_size, np.int64)
     else:
-        lengths = np.asarray(pc.list_value_length(array)).astype(np.int64)
+        lengths = np.asarray(_compute.list_value_length(array)).astype(np.int64)
     values = array.flatten()
     if values.null_count:
         owner = np.repeat(np.arange(len(array)), lengths)[values.is_null().to_numpy(zero_copy_only=False)]
@@ -98,7 +99,7 @@ def _bytes(column: Column) -> Array:
         width = array.type.byte_width
         flat = np.frombuffer(array.buffers()[1], np.uint8)[array.offset * width : (array.offset + len(array)) * width]
         return flat.reshape(len(array), width)
-    width = _one_length(column, np.asarray(pc.binary_length(array)).astype(np.int64))
+    width = _one_length(column, np.asarray(_compute.binary_length(array)).astype(np.int64))
     offsets = np.frombuffer(array.buffers()[1], np.int64 if pa.types.is_large_binary(array.type) else np.int32)
     start = int(offsets[array.offset]) if len(array) else 0
     data = np.frombuffer(array.buffers()[2], np.uint8) if array.buffers()[2] is not None else np.empty(0, np.uint8)
@@ -109,7 +110,7 @@ def _vectors(column: Column) -> Array:
     """Dense or sparse ML vectors, also mixed, as [n, d] float64."""
     column.no_nulls()
     kind, size, indices, values = (f for f in column.array.flatten())
-    flat, lengths = _plain(values.flatten()), np.asarray(pc.list_value_length(values)).astype(np.int64)
+    flat, lengths = _plain(values.flatten()), np.asarray(_compute.list_value_length(values)).astype(np.int64)
     sparse = _plain(kind) == 0
     if not sparse.any():
         return flat.reshape(len(lengths), _one_length(column, lengths))
@@ -135,9 +136,7 @@ def feature(columns: Columns, batch: list[Column]) -> tuple[Array, Array | None]
         found = numbers(batch[0])
         size = int(np.prod(spec.shape))
         if len(found) and found.shape[1] != size:
-            raise UsageError(
-                f"column '{spec.column}' has {found.shape[1]} numbers a row, but shape {spec.shape} needs {size}."
-            )
+            raise UsageError(f"column '{spec.column}' has {found.shape[1]} numbers a row, but shape {spec.shape} needs {size}.")
         found = found if found.dtype == np.uint8 else finite(batch[0], found.astype(dtype, copy=False))
         return found.reshape(len(found), *spec.shape), None
     parts = [finite(c, numbers(c).astype(dtype, copy=False)) for c in batch]
@@ -167,7 +166,8 @@ def target(columns: Columns, column: Column) -> Array:
         return found.astype(columns.dtype, copy=False)
     whole = found.astype(np.int64)
     if found.dtype.kind == "f" and not (whole == found).all():
-        raise column.fail((whole != found).any(1), "must hold classes 0, 1, 2, ..., but has fractions; for values use loss='mse'")
+        bad = (whole != found).any(1)
+        raise column.fail(bad, "must hold classes 0, 1, 2, ..., but has fractions; for values use loss='mse'")
     if (whole < 0).any():
         raise column.fail((whole < 0).any(1), "must hold classes 0, 1, 2, ..., but has negative ones; index them first")
     scalar = whole.shape[1] == 1 and not _is_list_type(column.array.type)

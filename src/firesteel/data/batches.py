@@ -8,6 +8,7 @@ collective for a batch that never comes. A batch can be smaller than `batch_size
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import final
 
@@ -22,9 +23,9 @@ from firesteel.randomness import generator
 class Plan:
     """The batches of one worker over a whole run.
 
-        >>> plan = Plan(rows=100, most_rows=130, batch_size=64, total_steps=6, seed=0, rank=0)
-        >>> plan.epoch_steps, [len(plan.index(step)) for step in (1, 2, 3)]
-        (3, [49, 49, 2])
+    >>> plan = Plan(rows=100, most_rows=130, batch_size=64, total_steps=6, seed=0, rank=0)
+    >>> plan.epoch_steps, [len(plan.index(step)) for step in (1, 2, 3)]
+    (3, [49, 49, 2])
     """
 
     rows: int  # of this worker
@@ -59,8 +60,8 @@ class Plan:
 
 
 def total_steps(most_rows: int, batch_size: int, epochs: float | None, max_steps: int | None) -> int:
-    """Local steps of every worker in a whole run: `epochs` passes (a fraction is rounded up to a step), at most `max_steps`."""
+    """Local steps of every worker in a run: `epochs` passes (a fraction is rounded up to a step), at most `max_steps`."""
     epoch_steps = -(-most_rows // batch_size)
-    wanted = -(-int(round(epochs * 1_000_000)) * epoch_steps // 1_000_000) if epochs is not None else max_steps
+    wanted = math.ceil(round(epochs * epoch_steps, 6)) if epochs is not None else max_steps
     assert wanted is not None  # one of the two is always set
     return min(wanted, max_steps) if max_steps is not None else wanted

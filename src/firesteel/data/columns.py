@@ -29,7 +29,7 @@ class Image:
 
     def __post_init__(self) -> None:
         if not self.shape or any(n < 1 for n in self.shape):
-            raise UsageError(f"Image({self.column!r}) needs a shape of positive sizes, such as (1, 28, 28); got {self.shape}.")
+            raise UsageError(f"Image({self.column!r}) needs positive sizes, such as (1, 28, 28); got {self.shape}.")
 
 
 @final
@@ -61,8 +61,8 @@ Features = str | list[str] | Image | Tokens | Sequence
 class Columns:
     """What a run reads. A feature by its name is an ML vector, a list of numbers of one length, or one number: [B, d].
 
-        >>> Columns(features=["height", "weight"], label="sex").needed()
-        ['height', 'weight', 'sex']
+    >>> Columns(features=["height", "weight"], label="sex").needed()
+    ['height', 'weight', 'sex']
     """
 
     features: Features = "features"
@@ -88,29 +88,24 @@ class Columns:
             raise UsageError("features is an empty list; name at least one column.")
         for name in self.needed():
             if name not in schema.names:
-                raise UsageError(
-                    f"there is no column '{name}'.{did_you_mean(name, schema.names)} The columns are: {', '.join(schema.names)}."
-                )
+                known = ", ".join(schema.names)
+                raise UsageError(f"there is no column '{name}'.{did_you_mean(name, schema.names)} The columns are: {known}.")
         for name in self.feature_names():
             self._check_feature(name, schema.field(name).type)
         if self.label is not None:
             kind = schema.field(self.label).type
             if not (_is_number(kind) or is_vector(kind) or _is_numbers(kind)):
-                raise UsageError(
-                    f"the label column '{self.label}' has the type {kind}; it must be a number"
-                    + (" (classes 0, 1, 2, ...): index strings first, with Spark ML's StringIndexer say." if _is_text(kind) else ".")
-                )
-        if self.weight is not None and not _is_number(schema.field(self.weight).type):
-            raise UsageError(f"the weight column '{self.weight}' has the type {schema.field(self.weight).type}, not a number.")
-        if self.validation is not None and not pa.types.is_boolean(schema.field(self.validation).type):
-            raise UsageError(
-                f"the validation column '{self.validation}' has the type {schema.field(self.validation).type}; it must be boolean."
-            )
+                hint = " Index strings first, with Spark ML's StringIndexer say." if _is_text(kind) else ""
+                raise UsageError(f"the label column '{self.label}' has the type {kind}; it must hold numbers.{hint}")
+        if self.weight is not None and not _is_number(kind := schema.field(self.weight).type):
+            raise UsageError(f"the weight column '{self.weight}' has the type {kind}; it must hold numbers.")
+        if self.validation is not None and not pa.types.is_boolean(kind := schema.field(self.validation).type):
+            raise UsageError(f"the validation column '{self.validation}' has the type {kind}; it must be boolean.")
 
     def _check_feature(self, name: str, kind: pa.DataType) -> None:
         if isinstance(self.features, Image):
             if not (_is_binary(kind) or is_vector(kind) or _is_numbers(kind)):
-                raise UsageError(f"Image('{name}') needs bytes, a list of numbers or a vector; the column has the type {kind}.")
+                raise UsageError(f"Image('{name}') needs bytes, numbers or a vector; the column has the type {kind}.")
             return
         if isinstance(self.features, Tokens):
             if not (_is_list(kind) and pa.types.is_integer(kind.value_type)):
@@ -118,7 +113,7 @@ class Columns:
             return
         if isinstance(self.features, Sequence):
             if not (_is_numbers(kind) or (_is_list(kind) and _is_numbers(kind.value_type))):
-                raise UsageError(f"Sequence('{name}') needs lists of numbers, or of lists of them; the column has the type {kind}.")
+                raise UsageError(f"Sequence('{name}') needs lists of numbers or of such lists; the column has the type {kind}.")
             return
         if _is_number(kind) or is_vector(kind) or _is_numbers(kind):
             return
@@ -129,12 +124,13 @@ class Columns:
             hint = f" For sequences use features=firesteel.Sequence('{name}')."
         elif _is_text(kind):
             hint = " Turn text into numbers first, with Spark ML's StringIndexer or OneHotEncoder say."
-        raise UsageError(f"the feature column '{name}' has the type {kind}, which is neither a number, a list nor a vector.{hint}")
+        raise UsageError(f"the feature column '{name}' has the type {kind}, neither a number, a list nor a vector.{hint}")
 
 
 def is_vector(kind: pa.DataType) -> bool:
     """Whether this is Spark ML's vector as Arrow carries it: struct<type, size, indices, values>."""
-    return pa.types.is_struct(kind) and [kind.field(i).name for i in range(kind.num_fields)] == ["type", "size", "indices", "values"]
+    names = [kind.field(i).name for i in range(kind.num_fields)] if pa.types.is_struct(kind) else []
+    return names == ["type", "size", "indices", "values"]
 
 
 def _is_number(kind: pa.DataType) -> bool:

@@ -35,7 +35,8 @@ class Batch:
         if device.type == "cpu":
             return self
         move = lambda x: None if x is None else x.to(device, non_blocking=True)  # noqa: E731
-        return replace(self, inputs=tuple(x.to(device) for x in self.inputs), target=move(self.target), weights=move(self.weights))
+        inputs = tuple(x.to(device, non_blocking=True) for x in self.inputs)
+        return replace(self, inputs=inputs, target=move(self.target), weights=move(self.weights))
 
 
 @final
@@ -130,7 +131,7 @@ class Shard:
             batch = self.block(start, min(start + 4096, self.rows))
             for x in (*batch.inputs, batch.target, batch.weights):
                 if x is not None:
-                    check = zlib.crc32(x.contiguous().view(-1).view(torch.uint8).numpy(), check)
+                    check = zlib.crc32(memoryview(x.contiguous().view(-1).view(torch.uint8).numpy()), check)
         return f"{self.rows}-{check:08x}"
 
 
@@ -160,7 +161,7 @@ class _Pile:
 
     def spill(self, folder: str | None) -> None:
         # The folder's entry goes at once: the file lives as long as its mapping does, and no crash leaves it behind.
-        self.file = tempfile.TemporaryFile(dir=folder)
+        self.file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115
         for chunk in self.chunks:
             np.ascontiguousarray(chunk).tofile(self.file)
         self.chunks = []

@@ -79,9 +79,7 @@ def resolve(
         if not 0 <= validation < 1:
             raise UsageError(f"validation={validation}: a share must be at least 0 and below 1.")
         share = float(validation)
-    elif isinstance(validation, str) and not isinstance(data, str | os.PathLike):
-        indicator = validation
-    elif isinstance(validation, str) and "/" not in validation and not validation.endswith(".parquet"):
+    elif isinstance(validation, str) and not (isinstance(data, str | os.PathLike) and _is_path(validation)):
         indicator = validation
     elif validation is not None:
         held = validation
@@ -93,6 +91,10 @@ def resolve(
     if isinstance(source, TableSource) and not source.table.num_rows:
         raise UsageError("the data has no rows.")
     return source, share
+
+
+def _is_path(text: str) -> bool:
+    return "/" in text or text.endswith(".parquet") or os.path.exists(text)
 
 
 def _source(data: Any, columns: Columns) -> Source:

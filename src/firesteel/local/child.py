@@ -29,7 +29,11 @@ def live(folder: str, rank: int) -> NoReturn:
         meeting = meetings[rank]
         store = open_store(meeting.host, meeting.port, meeting.start_seconds)
         rows = run_worker(
-            job, meeting, stream(source, rank, meeting.size), StoreBoard(store, meeting.secret), store,
+            job,
+            meeting,
+            stream(source, rank, meeting.size),
+            StoreBoard(store, meeting.secret),
+            store,
             f"cuda:{rank}" if rank < gpus else None,
         )
         with pa.OSFile(os.path.join(folder, f"result-{rank}.part"), "wb") as sink, pa.ipc.new_stream(sink, RESULT) as out:

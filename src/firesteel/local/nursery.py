@@ -93,7 +93,10 @@ class Nursery:
         code = f"from firesteel.local.nursery import main; main({theirs.fileno()})"
         # A session of its own: Ctrl-C in a terminal goes to all of a session, and stopping is this process's business.
         self.process: subprocess.Popen[bytes] = subprocess.Popen(
-            [sys.executable, "-c", code], pass_fds=[theirs.fileno()], start_new_session=True, stdin=subprocess.DEVNULL,
+            [sys.executable, "-c", code],
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,
+            stdin=subprocess.DEVNULL,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
         )
         theirs.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import secrets
 import signal
@@ -21,7 +20,7 @@ import torch
 from firesteel.checkpoint import Board, StoreBoard
 from firesteel.data.source import FrameSource, ParquetSource, TableSource
 from firesteel.errors import ClusterError, UsageError
-from firesteel.failures import raise_cause
+from firesteel.failures import failures_on, raise_cause
 from firesteel.job import Job
 from firesteel.local.nursery import Nursery
 from firesteel.net.gang import Meeting, serve_store
@@ -115,12 +114,6 @@ def _wait(folder: str, workers: int, board: StoreBoard, watch: Watch) -> None:
                     os.kill(pid, signal.SIGKILL)
     if failed_at is not None:
         raise_cause(failures_on(board, workers), _lost(ended))
-
-
-def failures_on(board: Board, workers: int) -> list[dict[str, Any]]:
-    """What failed workers have left on the board."""
-    found = (board.get(f"failure-{rank}") for rank in range(workers))
-    return [json.loads(text) for text in found if text is not None]
 
 
 def _lost(ended: dict[int, int]) -> str:

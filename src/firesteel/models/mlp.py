@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from typing import Literal, final
 
 from torch import Tensor, nn
@@ -27,7 +28,7 @@ class MLP(nn.Module):
         if len(sizes) < 2:
             raise ValueError(f"MLP needs at least two sizes (in, hidden..., out); got {sizes}.")
         layers: list[nn.Module] = []
-        for width_in, width_out in zip(sizes, sizes[1:], strict=False):
+        for width_in, width_out in pairwise(sizes):
             layers += [nn.Linear(width_in, width_out), ACTIVATIONS[activation]()]
             if dropout:
                 layers.append(nn.Dropout(dropout))

@@ -16,6 +16,7 @@ from typing import Any, TypeVar, final
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from firesteel.errors import PeerLost, RendezvousTimeout, StrategyError
 from firesteel.net.protocol import Net, Op, Vec, WireType
@@ -121,7 +122,8 @@ class GangNet:
         if scale is None:
             _ = stage[:numel].copy_(x.reshape(-1))
         else:
-            _ = torch.mul(x.reshape(-1), scale, out=stage[:numel]) if sent_type == dtype else stage[:numel].copy_(x.reshape(-1) * scale)
+            flat = x.reshape(-1)
+            _ = torch.mul(flat, scale, out=stage[:numel]) if sent_type == dtype else stage[:numel].copy_(flat * scale)
         # Weights and the request to stop ride along with the numbers; rounded types carry them beside, in full.
         head = torch.tensor([scale or 0.0, self.control.stop_asked], dtype=torch.float32, device=x.device)
         apart = self._collective(lambda: self._group.allreduce([head])) if wire else None
@@ -251,7 +253,7 @@ class GangNet:
         if self.rank not in members:
             raise StrategyError(f"worker {self.rank} asked for the group {members}, of which it is no member.")
         self._groups[members] = number = self._groups.get(members, 0) + 1
-        store = dist.PrefixStore(f"group/{members}/{number}", self._store)
+        store = PrefixStore(f"group/{members}/{number}", self._store)
         rank, size = members.index(self.rank), len(members)
         group = self._make(store, rank, size)
         return GangNet(group, store, rank, size, self.trace, self.control, None, self._make)
@@ -335,7 +337,7 @@ def join(meeting: Meeting, trace: Trace, control: Control, device: torch.device,
     wait = timedelta(seconds=meeting.start_seconds)
     try:
         tcp = store if store is not None else open_store(meeting.host, meeting.port, meeting.start_seconds)
-        shared_store = dist.PrefixStore(meeting.secret, tcp)
+        shared_store = PrefixStore(meeting.secret, tcp)
         shared_store.set_timeout(wait)
         own = meeting.own_host or _route(meeting.host)
 
@@ -345,10 +347,11 @@ def join(meeting: Meeting, trace: Trace, control: Control, device: torch.device,
                 options = dist.ProcessGroupNCCL.Options()
                 options._timeout = timeout
                 return dist.ProcessGroupNCCL(store, rank, size, options)
-            options = dist.ProcessGroupGloo._Options()
-            options._devices = [dist.ProcessGroupGloo.create_device(hostname=own)]
+            gloo: Any = dist.ProcessGroupGloo
+            options = gloo._Options()
+            options._devices = [gloo.create_device(hostname=own)]
             options._timeout = timeout
-            return dist.ProcessGroupGloo(store, rank, size, options)
+            return gloo(store, rank, size, options)
 
         shared = None
         if meeting.share_memory and device.type == "cpu" and size <= MAX_WORKERS:
@@ -361,8 +364,8 @@ def join(meeting: Meeting, trace: Trace, control: Control, device: torch.device,
             if len({shared_store.get(f"host/{r}") for r in range(size)}) > 1:
                 shared = None
         else:
-            shared_store.set(f"host/{rank}", b"apart")
-        group = make(dist.PrefixStore("gang", shared_store), rank, size)
+            shared_store.set(f"host/{rank}", "apart")
+        group = make(PrefixStore("gang", shared_store), rank, size)
         if shared is not None:
             shared.connect(1 << 20)
         shared_store.set_timeout(timedelta(seconds=meeting.timeout_seconds))
@@ -382,7 +385,7 @@ def leave(net: GangNet) -> None:
 
 def open_store(host: str, port: int, start_seconds: float) -> Any:
     """A client of the gang's store."""
-    return dist.TCPStore(host, port, None, False, timeout=timedelta(seconds=start_seconds))
+    return TCPStore(host, port, None, False, timeout=timedelta(seconds=start_seconds))
 
 
 def serve_store(host: str) -> Any:
@@ -394,7 +397,7 @@ def serve_store(host: str) -> Any:
     listener.bind((host, 0))
     listener.listen(1024)
     port = listener.getsockname()[1]
-    return dist.TCPStore(host, port, None, True, wait_for_workers=False, master_listen_fd=listener.detach())
+    return TCPStore(host, port, None, True, wait_for_workers=False, master_listen_fd=listener.detach())
 
 
 def _route(host: str) -> str:

@@ -166,10 +166,7 @@ class SharedMemory:
             del self._told[_READ, number - _SLOTS]
         head, body = self._memory[self.rank].slot(number, x.numel(), x.dtype)
         head[0], head[1] = 1.0 if weight is None else weight, stop
-        if weight is None:
-            _ = body.copy_(x.view(-1))
-        else:
-            _ = torch.mul(x.view(-1), weight, out=body)
+        _ = body.copy_(x.view(-1)) if weight is None else torch.mul(x.view(-1), weight, out=body)
         self._calls[number] = x
         self._tell(_POSTED, number, nbytes)
         return number

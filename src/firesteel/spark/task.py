@@ -67,9 +67,7 @@ def _run(gang: Gang, context: Any, rank: int, batches: Iterator[pa.RecordBatch])
         host, _, number = address.rpartition("|")
         port = int(number)
         store = served or open_store(host, port, gang.start_seconds)
-    meeting = Meeting(
-        rank, gang.workers, host, port, gang.secret, gang.timeout_seconds, gang.start_seconds, own_host=own
-    )
+    meeting = Meeting(rank, gang.workers, host, port, gang.secret, gang.timeout_seconds, gang.start_seconds, own_host=own)
     resources = context.resources()
     gpu = f"cuda:{resources['gpu'].addresses[0]}" if "gpu" in resources else None
     board: Board | None = StoreBoard(store, gang.secret) if gang.host is not None else _notes(gang)

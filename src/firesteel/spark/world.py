@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import threading
 import time
@@ -18,11 +17,12 @@ from firesteel.checkpoint import Board, Folder, StoreBoard
 from firesteel.data.frame import deal
 from firesteel.data.source import FrameSource, ParquetSource, TableSource
 from firesteel.errors import ClusterError, FiresteelError, Interrupted, RendezvousTimeout, UsageError
-from firesteel.failures import found_in, raise_cause
+from firesteel.failures import failures_on, found_in, raise_cause
 from firesteel.job import Job
 from firesteel.net.gang import serve_store
 from firesteel.spark.task import Gang, task
 
+_LAST_WORDS_SECONDS = 0.5  # after the first failure: others may know its cause
 _GRACE_SECONDS = 2.0  # after Ctrl-C: a request to stop first, Spark's interrupt when this time has passed
 RESULT_DDL = "kind string, rank int, payload binary"
 
@@ -71,7 +71,13 @@ def run(job: Job, source: Any, on: Spark, watch: Callable[[Board], None]) -> lis
         elif job.settings.get("notes"):
             board = Folder(job.settings["notes"])
         gang = Gang(
-            cloudpickle.dumps(job), on.workers, host, port, job.secret, on.timeout_seconds, on.start_seconds,
+            cloudpickle.dumps(job),
+            on.workers,
+            host,
+            port,
+            job.secret,
+            on.timeout_seconds,
+            on.start_seconds,
             job.settings.get("notes"),
         )
         result = dealt.mapInArrow(task(gang), RESULT_DDL, barrier=True)
@@ -166,8 +172,8 @@ def _collect(
         try:
             session.addTag(tag)
             if classic:
-                context = session.sparkContext
-                context.setLocalProperty("spark.job.description", f"Firesteel: {job.settings.get('strategy')} on {on.workers} workers")
+                said = f"Firesteel: {job.settings['strategy']} on {on.workers} workers"
+                session.sparkContext.setLocalProperty("spark.job.description", said)
             got["table"] = result.toArrow()
         except BaseException as error:
             got["error"] = error
@@ -177,6 +183,7 @@ def _collect(
     thread = threading.Thread(target=collect, daemon=True)
     thread.start()
     asked_at: float | None = None
+    failed_at: float | None = None
     started_at = time.monotonic()
     seen = False
     while True:
@@ -186,6 +193,12 @@ def _collect(
             if board is not None:
                 watch(board)
                 seen = seen or board.get("progress.json") is not None
+            # Workers say at once what ails them; Spark takes seconds to give up the stage, so it is not waited for.
+            if failed_at is None and board is not None and failures_on(board, on.workers):
+                failed_at = time.monotonic()
+            if failed_at is not None and board is not None and time.monotonic() - failed_at > _LAST_WORDS_SECONDS:
+                _interrupt(session, tag)
+                raise_cause(failures_on(board, on.workers), "it died without a word: killed, or out of memory")
             if not classic and board is not None and not seen and time.monotonic() - started_at > on.start_seconds:
                 _interrupt(session, tag)
                 raise RendezvousTimeout(
@@ -221,11 +234,9 @@ def _raise(error: BaseException, job: Job, on: Spark, board: Board | None, asked
     text = str(error)
     failures = found_in(text)
     if board is not None:
-        with contextlib.suppress(Exception):
-            left = (board.get(f"failure-{rank}") for rank in range(on.workers))
-            failures += [json.loads(note) for note in left if note is not None]
+        failures += failures_on(board, on.workers)
     if failures:
-        raise_cause(failures, "a worker has died")
+        raise_cause(failures, "it died without a word: killed, or out of memory")
     if asked:
         raise Interrupted("stopped by Ctrl-C.") from None
     missing = re.search(r"ModuleNotFoundError: No module named '([^']+)'", text)
