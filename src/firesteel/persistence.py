@@ -21,17 +21,16 @@ from torch import Tensor, nn
 from firesteel.errors import UsageError
 
 Format = Literal["auto", "import", "export", "pickle"]
-SPEC = "_firesteel_spec"
 
 
 def spec_of(model: nn.Module | Callable[[], nn.Module]) -> dict[str, Any] | None:
     """How to import and call what made the model, or None where that cannot be known.
 
-    Known for the networks of `firesteel.models`, for a function or class at the top of a module, and for
+    Known for modules with an attribute `spec` of that form (those of `firesteel.models` have it), for a function or class at the top of a module, and for
     `functools.partial` of one with plain arguments.
     """
-    if hasattr(model, SPEC):
-        return getattr(model, SPEC)
+    if isinstance(getattr(model, "spec", None), dict):
+        return model.spec  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
     call, args, kwargs = model, (), {}
     if isinstance(model, functools.partial):
         call, args, kwargs = model.func, model.args, model.keywords

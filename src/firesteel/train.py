@@ -334,7 +334,7 @@ def _assemble(
     settings["hurried"] = lead["hurried"]
     model = _load(tensors, module, job)
     saving = {
-        "spec": persistence.spec_of(job.model) if not isinstance(model, Voting) else None,
+        "spec": None if isinstance(model, Voting) else persistence.spec_of(model) or persistence.spec_of(job.model),
         "example": example,
         "columns": _columns_json(job),
     }
@@ -403,7 +403,7 @@ def _rescue(error: BaseException, board: Board | None, job: Job, module: nn.Modu
     model = _load(tensors, module, job)
     path = str(Path(folder) / "last") if folder and Folder(folder).is_local else tempfile.mkdtemp(prefix="firesteel-last-")
     try:
-        used = persistence.save(path, model, persistence.spec_of(job.model), None, {"columns": _columns_json(job)})
+        used = persistence.save(path, model, persistence.spec_of(model) or persistence.spec_of(job.model), None, {"columns": _columns_json(job)})
         error.add_note(f"The last good model, of step {plain['step']}, is kept: firesteel.load({path!r}) ({used}).")
     except UsageError:
         torch.save(model.state_dict(), Path(path) / "state.pt")

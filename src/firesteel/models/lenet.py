@@ -20,6 +20,7 @@ class LeNet(nn.Module):
 
     def __init__(self, channels: int = 1, classes: int = 10) -> None:
         super().__init__()
+        self.spec = {"import": "firesteel.models:LeNet", "args": [channels, classes], "kwargs": {}}
         self.channels: int = channels
         self.features: nn.Sequential = nn.Sequential(
             nn.Conv2d(channels, 6, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(6, 16, 5), nn.ReLU(), nn.MaxPool2d(2)

@@ -25,6 +25,11 @@ class MLP(nn.Module):
         self, *sizes: int, activation: Literal["relu", "tanh", "gelu", "sigmoid"] = "relu", dropout: float = 0.0
     ) -> None:
         super().__init__()
+        self.spec = {
+            "import": "firesteel.models:MLP",
+            "args": list(sizes),
+            "kwargs": {"activation": activation, "dropout": dropout},
+        }
         if len(sizes) < 2:
             raise ValueError(f"MLP needs at least two sizes (in, hidden..., out); got {sizes}.")
         layers: list[nn.Module] = []
