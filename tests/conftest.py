@@ -11,6 +11,9 @@ import pytest
 import torch
 
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
@@ -27,7 +30,7 @@ def spark() -> Iterator[Any]:
         .appName("firesteel tests")
         .config("spark.ui.enabled", "false")
         .config("spark.sql.shuffle.partitions", "2")
-        .config("spark.executorEnv.PYTHONPATH", os.pathsep.join(p for p in sys.path if "tests" in p))
+        .config("spark.executorEnv.PYTHONPATH", os.pathsep.join([ROOT, *(p for p in sys.path if "tests" in p)]))
         .getOrCreate()
     )
     session.sparkContext.setLogLevel("OFF")

@@ -34,7 +34,7 @@ from firesteel.optim import Adam, ByEpochs, BySteps, OptimizerSettings, Schedule
 from firesteel.progress import Show, reporter
 from firesteel.run import Run
 from firesteel.spark.world import Spark
-from firesteel.strategies import SyncSGD
+from firesteel.strategies import Single, SyncSGD
 from firesteel.worker import layout
 
 World = Local | Spark
@@ -232,6 +232,8 @@ def _check(on: Any, strategy: Any, optimizer: Any, schedule: Any, sizes: dict[st
         raise UsageError(f"optimizer={optimizer!r}: give firesteel.Adam(lr=...) or firesteel.Optimizer(cls, **settings).")
     if schedule is not None and not isinstance(schedule, BySteps | ByEpochs):
         raise UsageError(f"schedule={schedule!r}: give firesteel.BySteps(...) or firesteel.ByEpochs(...).")
+    if isinstance(strategy, Single) and on.workers != 1:
+        raise UsageError(f"Single trains on one worker, but {on.workers} were asked for; set workers=1, or use SyncSGD.")
     for name, value in sizes.items():
         if value is not None and not value > 0:
             raise UsageError(f"{name}={value}: it must be greater than 0.")
@@ -403,7 +405,9 @@ def _rescue(error: BaseException, board: Board | None, job: Job, module: nn.Modu
     model = _load(tensors, module, job)
     path = str(Path(folder) / "last") if folder and Folder(folder).is_local else tempfile.mkdtemp(prefix="firesteel-last-")
     try:
-        used = persistence.save(path, model, persistence.spec_of(model) or persistence.spec_of(job.model), None, {"columns": _columns_json(job)})
+        used = persistence.save(
+            path, model, persistence.spec_of(model) or persistence.spec_of(job.model), None, {"columns": _columns_json(job)}
+        )
         error.add_note(f"The last good model, of step {plain['step']}, is kept: firesteel.load({path!r}) ({used}).")
     except UsageError:
         torch.save(model.state_dict(), Path(path) / "state.pt")

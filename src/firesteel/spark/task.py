@@ -12,6 +12,7 @@ import pyarrow as pa
 from firesteel.checkpoint import Board, Folder, StoreBoard
 from firesteel.errors import ClusterError
 from firesteel.failures import Failed, describe
+from firesteel.job import Job
 from firesteel.net.gang import Meeting, open_store, serve_store
 from firesteel.process import run_worker
 
@@ -71,7 +72,17 @@ def _run(gang: Gang, context: Any, rank: int, batches: Iterator[pa.RecordBatch])
     resources = context.resources()
     gpu = f"cuda:{resources['gpu'].addresses[0]}" if "gpu" in resources else None
     board: Board | None = StoreBoard(store, gang.secret) if gang.host is not None else _notes(gang)
-    yield from run_worker(pickle.loads(gang.job), meeting, batches, board, store, gpu)
+    yield from run_worker(_unpacked(gang.job), meeting, batches, board, store, gpu)
+
+
+def _unpacked(job: bytes) -> Job:
+    try:
+        return pickle.loads(job)
+    except ModuleNotFoundError as error:
+        raise ClusterError(
+            f"the Python of the executors has no package '{error.name}', which the model, the strategy or a loss comes from. "
+            "Install it there, or ship it: see docs/spark.md, 'Packages on executors'."
+        ) from None
 
 
 def _notes(gang: Gang) -> Board | None:

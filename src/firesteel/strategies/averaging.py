@@ -11,10 +11,18 @@ from typing import Literal, final
 
 import torch
 
+from firesteel.errors import UsageError
 from firesteel.net.protocol import Net, Vec, WireType
 from firesteel.worker import Worker
 
 State = Literal["keep", "average", "reset"]
+
+
+def _in_range(strategy: object, **lowest: float) -> None:
+    for name, least in lowest.items():
+        value = getattr(strategy, name)
+        if value < least:
+            raise UsageError(f"{type(strategy).__name__}({name}={value}): {name} must be at least {least}.")
 
 
 async def _average_moments(worker: Worker, net: Net, weight: float) -> None:
@@ -39,6 +47,9 @@ class ModelAveraging:
     (which makes Adam's next steps huge)."""
     wire: WireType | None = None
     """Round what is sent to "bfloat16" or "float16". Parameters lose more by it than gradients do."""
+
+    def __post_init__(self) -> None:
+        _in_range(self, period=1)
 
     async def run(self, worker: Worker, net: Net) -> Vec:
         seen = 0.0
@@ -65,6 +76,9 @@ class PostLocalSGD:
     """Step after which workers go alone, >= 0."""
     period: int = 16
     """Local steps between two meetings from then on, >= 1."""
+
+    def __post_init__(self) -> None:
+        _in_range(self, switch=0, period=1)
 
     async def run(self, worker: Worker, net: Net) -> Vec:
         seen = 0.0
@@ -101,6 +115,9 @@ class SlowMo:
     alpha: float = 1.0
     """Slow learning rate, > 0."""
 
+    def __post_init__(self) -> None:
+        _in_range(self, period=1, beta=0, alpha=0)
+
     async def run(self, worker: Worker, net: Net) -> Vec:
         start, slow = net.resume(worker.params.clone(), torch.zeros_like(worker.params))
         seen = 0.0
@@ -133,6 +150,9 @@ class DiLoCo:
     """Outer learning rate, > 0."""
     outer_momentum: float = 0.9
     """Outer Nesterov momentum, 0 .. 1."""
+
+    def __post_init__(self) -> None:
+        _in_range(self, period=1, outer_rate=0, outer_momentum=0)
 
     async def run(self, worker: Worker, net: Net) -> Vec:
         start, momentum = net.resume(worker.params.clone(), torch.zeros_like(worker.params))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
+from firesteel.errors import UsageError
 from firesteel.net.protocol import Net, Vec, WireType
 from firesteel.worker import Worker
 
@@ -22,6 +23,10 @@ class SyncSGD:
     """Size of the slices in bytes, > 0. Smaller ones overlap earlier, but each costs a message's latency."""
     wire: WireType | None = None
     """Round gradients to "bfloat16" or "float16" where they are sent: half the bytes, about 3 or 4 digits."""
+
+    def __post_init__(self) -> None:
+        if self.bucket_bytes < 1:
+            raise UsageError(f"SyncSGD(bucket_bytes={self.bucket_bytes}): a slice has at least one byte.")
 
     async def run(self, worker: Worker, net: Net) -> Vec:
         for _, batch in worker.steps():

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import final
 
-from firesteel.errors import UsageError
 from firesteel.net.protocol import Net, Vec
 from firesteel.worker import Worker
 
@@ -16,8 +15,6 @@ class Single:
     """Plain training on one worker: bit for bit the bare PyTorch loop."""
 
     async def run(self, worker: Worker, net: Net) -> Vec:
-        if net.size != 1:
-            raise UsageError(f"Single trains on one worker, but {net.size} were asked for; set workers=1, or use SyncSGD.")
         for _, batch in worker.steps():
             worker.step(worker.gradient(batch))
             net.publish(worker.params)
