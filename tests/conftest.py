@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 import torch
 
-
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 

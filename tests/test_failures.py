@@ -123,7 +123,7 @@ def test_bad_frames_are_refused(spark):
     frame = spark.createDataFrame([([1.0] * 6, 1), (None, 2)], "features array<float>, label int")
     with pytest.raises(firesteel.UsageError, match="column 'features' holds nulls"):
         fit(firesteel.SyncSGD(), Spark(workers=2), frame)
-    with pytest.raises(firesteel.UsageError, match="no column 'lable'. Did you mean 'label'"):
+    with pytest.raises(firesteel.UsageError, match=r"no column 'lable'. Did you mean 'label'"):
         fit(firesteel.SyncSGD(), Spark(workers=2), frame, label="lable")
 
 

@@ -26,11 +26,12 @@ Format = Literal["auto", "import", "export", "pickle"]
 def spec_of(model: nn.Module | Callable[[], nn.Module]) -> dict[str, Any] | None:
     """How to import and call what made the model, or None where that cannot be known.
 
-    Known for modules with an attribute `spec` of that form (those of `firesteel.models` have it), for a function or class at the top of a module, and for
-    `functools.partial` of one with plain arguments.
+    Known for modules with an attribute `spec` of that form (those of `firesteel.models` have it), for a function or class
+    at the top of a module, and for `functools.partial` of one with plain arguments.
     """
-    if isinstance(getattr(model, "spec", None), dict):
-        return model.spec  # pyright: ignore[reportReturnType, reportAttributeAccessIssue]
+    own = getattr(model, "spec", None)
+    if isinstance(own, dict):
+        return own
     call, args, kwargs = model, (), {}
     if isinstance(model, functools.partial):
         call, args, kwargs = model.func, model.args, model.keywords

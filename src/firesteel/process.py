@@ -126,6 +126,7 @@ class _Process:
         self._shown: float = 0.0
         self._best: tuple[float, int] | None = None
         self._live: dict[int, dict[str, float]] = {}
+        self._unbounded: bool = job.epochs is None and job.max_steps is None
         self._over: threading.Event = threading.Event()
 
     # ---- the course of a run -----------------------------------------------------------------------------------------
@@ -174,7 +175,8 @@ class _Process:
         self.held: Shard = held
         self.train_rows: int = int(sizes[:, 0].sum())
         most = int(sizes[:, 0].max())
-        steps = total_steps(most, job.batch_size, job.epochs, job.max_steps)
+        limit = 2**40 if self._unbounded else job.max_steps  # with max_seconds alone the clock ends the run
+        steps = total_steps(most, job.batch_size, job.epochs, limit)
         plan = Plan(shard.rows, most, job.batch_size, steps, job.seed, self.rank)
         randomness.initialise(job.seed)
         module = job.build().to(self.device)
@@ -324,7 +326,8 @@ class _Process:
         seconds = trace.clock.now()
         state = {
             "step": self.worker.steps_done,
-            "total_steps": plan.total_steps,
+            "total_steps": None if self._unbounded else plan.total_steps,
+            "max_seconds": self.job.max_seconds,
             "epoch": self.worker.steps_done / plan.epoch_steps,
             "loss": trace.loss,
             "samples": trace.samples * self.meeting.size,
@@ -345,9 +348,10 @@ class _Process:
             board.put("progress.json", progress)
 
     def _watch(self) -> None:
-        """Look for a request to stop, beside the training: a store answers in microseconds, a folder may take long."""
+        """Say that the gang is there; then look for a request to stop, beside the training, as a folder may answer slowly."""
         board = self.board
         assert board is not None
+        board.put("started", b"")
         while not self._over.wait(0.5 if isinstance(board, Folder) else 0.1):
             with contextlib.suppress(Exception):
                 if board.get("stop") is not None:

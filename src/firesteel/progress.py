@@ -31,15 +31,24 @@ def reporter(show: Show | bool) -> Reporter:
     return Bar() if show == "bar" else Lines()
 
 
+def seconds_left(state: dict[str, Any]) -> float:
+    """Until the first of the run's limits, going on as until now."""
+    done, seconds = max(state["step"], 1), state["seconds"]
+    left = [limit - seconds for limit in [state["max_seconds"]] if limit is not None]
+    if state["total_steps"]:
+        left.append((state["total_steps"] - done) * seconds / done)
+    return max(0.0, min(left, default=0.0))
+
+
 def line(state: dict[str, Any]) -> str:
     """One state in words."""
     if state.get("stage") == "evaluating":
         return f"evaluating what was published, after {state['seconds']:.1f} s of training"
-    done, total, seconds = state["step"], state["total_steps"], state["seconds"]
+    done, seconds = state["step"], state["seconds"]
     rate = state["samples"] / seconds if seconds > 0 else 0.0
-    left = (total - done) * seconds / done if done else float("nan")
-    where = f"step {done}/{total}  epoch {state['epoch']:.2f}"
-    text = f"{where}  loss {state['loss']:.4f}  {rate:,.0f} samples/s  {left:.0f} s left"
+    total = f"/{state['total_steps']}" if state["total_steps"] else ""
+    text = f"step {done}{total}  epoch {state['epoch']:.2f}  loss {state['loss']:.4f}  {rate:,.0f} samples/s"
+    text += f"  {seconds_left(state):.0f} s left"
     scores = state.get("validation") or {}
     return text + "".join(f"  validation {name} {value:.4f}" for name, value in scores.items())
 
@@ -92,8 +101,11 @@ class Bar:
     def update(self, state: dict[str, Any]) -> None:
         if self._task is None:
             self._bar.start()
-            self._task = self._bar.add_task("", total=state["total_steps"])
-        self._bar.update(self._task, completed=state["step"], description=line(state))
+            self._task = self._bar.add_task("", total=1.0)
+        share = state["step"] / state["total_steps"] if state["total_steps"] else 0.0
+        if state["max_seconds"]:
+            share = max(share, min(1.0, state["seconds"] / state["max_seconds"]))
+        self._bar.update(self._task, completed=share, description=line(state))
 
     def note(self, text: str) -> None:
         self._console.print(text, highlight=False)

@@ -120,9 +120,8 @@ def train(
     target = target_kind(loss)
     source, share = resolve(data, features, label, weight, validation, target)
     metrics = (("accuracy",) if target == "class" else ()) if metrics is None else tuple(metrics)
-    if epochs is None and max_steps is None:
-        epochs = 5 if max_seconds is None else None
-        max_steps = None if max_seconds is None else 2**40
+    if epochs is None and max_steps is None and max_seconds is None:
+        epochs = 5
     sizes = {
         "batch_size": batch_size,
         "epochs": epochs,
@@ -168,7 +167,8 @@ def train(
         board_dir = folder or notes
         job = replace(job, settings={**job.settings, "notes": board_dir})
         Folder(board_dir).put("run.json", json.dumps({"secret": job.secret, **_described(job, on)}).encode())
-        Folder(board_dir).delete("stop")
+        for left_over in ("stop", "started", "progress.json", *(f"failure-{rank}" for rank in range(on.workers))):
+            Folder(board_dir).delete(left_over)
         seen: dict[str, Board] = {}
 
         def watch(board: Board) -> None:

@@ -115,6 +115,8 @@ class Nursery:
             return cls._one
 
     def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)  # close alone would not wake the thread that reads from it
         self._socket.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             _ = self.process.wait(5)

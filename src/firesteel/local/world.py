@@ -24,6 +24,7 @@ from firesteel.failures import failures_on, raise_cause
 from firesteel.job import Job
 from firesteel.local.nursery import Nursery
 from firesteel.net.gang import Meeting, serve_store
+from firesteel.stopping import Patience, plain_interrupts
 
 Watch = Callable[[Board], None]  # called several times a second while the run goes on
 
@@ -93,20 +94,26 @@ def _wait(folder: str, workers: int, board: StoreBoard, watch: Watch) -> None:
     rank_of: dict[int, int] = {}
     ended: dict[int, int] = {}
     failed_at: float | None = None
+    patience = Patience()
     try:
-        while len(ended) < workers:
-            for event in nursery.news(folder, 0.1):
-                if "born" in event:
-                    rank_of[event["born"]] = event["rank"]
-                else:
-                    ended[rank_of[event["exit"]]] = event["status"]
-                    if event["status"] and failed_at is None:
-                        failed_at = time.monotonic()
-            if nursery.process.poll() is not None:
-                raise ClusterError(f"the process that starts workers ended with status {nursery.process.returncode}.")
-            if failed_at is not None and time.monotonic() - failed_at > 1.0:
-                break  # the others had a second to notice and to say why
-            watch(board)
+        with plain_interrupts():
+            while len(ended) < workers:
+                try:
+                    for event in nursery.news(folder, 0.1):
+                        if "born" in event:
+                            rank_of[event["born"]] = event["rank"]
+                        else:
+                            ended[rank_of[event["exit"]]] = event["status"]
+                            if event["status"] and failed_at is None:
+                                failed_at = time.monotonic()
+                    if nursery.process.poll() is not None:
+                        raise ClusterError(f"the process that starts workers ended with status {nursery.process.returncode}.")
+                    if failed_at is not None and time.monotonic() - failed_at > 1.0:
+                        break  # the others had a second to notice and to say why
+                    patience.check()
+                    watch(board)
+                except KeyboardInterrupt as pressed:
+                    patience.ask(board, pressed)
     finally:
         for pid, rank in rank_of.items():
             if rank not in ended:

@@ -21,9 +21,10 @@ from firesteel.failures import failures_on, found_in, raise_cause
 from firesteel.job import Job
 from firesteel.net.gang import serve_store
 from firesteel.spark.task import Gang, task
+from firesteel.stopping import Patience, plain_interrupts
 
 _LAST_WORDS_SECONDS = 0.5  # after the first failure: others may know its cause
-_GRACE_SECONDS = 2.0  # after Ctrl-C: a request to stop first, Spark's interrupt when this time has passed
+_WORDLESS = "it died without a word: killed, or out of memory"
 RESULT_DDL = "kind string, rank int, payload binary"
 
 
@@ -182,53 +183,46 @@ def _collect(
 
     thread = threading.Thread(target=collect, daemon=True)
     thread.start()
-    asked_at: float | None = None
-    failed_at: float | None = None
-    started_at = time.monotonic()
-    seen = False
-    while True:
+    patience, failed_at, started = Patience(), None, False
+    began = time.monotonic()
+    with plain_interrupts():
         try:
-            if done.wait(0.1):
-                break
-            if board is not None:
-                watch(board)
-                seen = seen or board.get("progress.json") is not None
-            # Workers say at once what ails them; Spark takes seconds to give up the stage, so it is not waited for.
-            if failed_at is None and board is not None and failures_on(board, on.workers):
-                failed_at = time.monotonic()
-            if failed_at is not None and board is not None and time.monotonic() - failed_at > _LAST_WORDS_SECONDS:
-                _interrupt(session, tag)
-                raise_cause(failures_on(board, on.workers), "it died without a word: killed, or out of memory")
-            if not classic and board is not None and not seen and time.monotonic() - started_at > on.start_seconds:
-                _interrupt(session, tag)
-                raise RendezvousTimeout(
-                    f"{on.workers} workers were asked for, but they had not all started after {on.start_seconds:g} s. Through "
-                    f"Spark Connect the number of free slots cannot be asked: it is probably below {on.workers}. Set fewer "
-                    "workers, give Spark more cores, or raise Spark(start_seconds=...) if the DataFrame takes long to compute."
-                )
-            if asked_at is not None and time.monotonic() - asked_at > _GRACE_SECONDS:
-                _interrupt(session, tag)
-                raise Interrupted("stopped by Ctrl-C; the workers did not answer in time and were interrupted.")
-        except KeyboardInterrupt as error:
-            if isinstance(error, Interrupted) or asked_at is not None:
-                _interrupt(session, tag)
-                raise
-            asked_at = time.monotonic()
-            if board is None:
-                _interrupt(session, tag)
-                raise Interrupted("stopped by Ctrl-C; without a run folder there was no way to keep the model.") from None
-            board.put("stop", b"")
+            while True:
+                try:
+                    if done.wait(0.1):
+                        break
+                    patience.check()
+                    if board is None:
+                        continue
+                    watch(board)
+                    # Workers say at once what ails them; Spark takes seconds to give up the stage, so it is not waited for.
+                    if failed_at is None and failures_on(board, on.workers):
+                        failed_at = time.monotonic()
+                    if failed_at is not None and time.monotonic() - failed_at > _LAST_WORDS_SECONDS:
+                        raise_cause(failures_on(board, on.workers), _WORDLESS)
+                    started = started or classic or board.get("started") is not None
+                    if not started and time.monotonic() - began > on.start_seconds:
+                        raise _too_few(on)
+                except KeyboardInterrupt as pressed:
+                    patience.ask(board, pressed)
+        except BaseException:
+            with contextlib.suppress(Exception):
+                session.interruptTag(tag)
+            raise
     if "error" in got:
-        _raise(got["error"], job, on, board, asked_at is not None)
+        _raise(got["error"], on, board, patience.asked)
     return got["table"].to_batches()
 
 
-def _interrupt(session: Any, tag: str) -> None:
-    with contextlib.suppress(Exception):
-        session.interruptTag(tag)
+def _too_few(on: Spark) -> RendezvousTimeout:
+    return RendezvousTimeout(
+        f"{on.workers} workers were asked for, but they had not all started after {on.start_seconds:g} s. Spark Connect does "
+        f"not tell the number of slots: it is probably below {on.workers}. Set fewer workers, give Spark more cores, or "
+        "raise Spark(start_seconds=...) if the DataFrame takes long to compute."
+    )
 
 
-def _raise(error: BaseException, job: Job, on: Spark, board: Board | None, asked: bool) -> None:
+def _raise(error: BaseException, on: Spark, board: Board | None, asked: bool) -> None:
     if isinstance(error, FiresteelError):
         raise error
     text = str(error)
@@ -236,7 +230,7 @@ def _raise(error: BaseException, job: Job, on: Spark, board: Board | None, asked
     if board is not None:
         failures += failures_on(board, on.workers)
     if failures:
-        raise_cause(failures, "it died without a word: killed, or out of memory")
+        raise_cause(failures, _WORDLESS)
     if asked:
         raise Interrupted("stopped by Ctrl-C.") from None
     missing = re.search(r"ModuleNotFoundError: No module named '([^']+)'", text)

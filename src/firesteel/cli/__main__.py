@@ -1,0 +1,5 @@
+"""`python -m firesteel.cli`."""
+
+from firesteel.cli import main
+
+main()

@@ -1,0 +1,245 @@
+"""`firesteel train`."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import json
+import os
+import sys
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal, final
+
+import tyro
+
+from firesteel import datasets, models
+from firesteel.cli.session import world
+from firesteel.data.columns import Features, Image
+from firesteel.errors import Interrupted, UsageError, did_you_mean
+from firesteel.job import EarlyStopping
+from firesteel.optim import SGD, Adagrad, Adam, AdamW, OptimizerSettings
+from firesteel.progress import Show
+from firesteel.run import Run
+from firesteel.spark.world import Spark
+from firesteel.strategies import CATALOGUE
+
+OPTIMIZERS = {"adam": Adam, "adamw": AdamW, "sgd": SGD, "adagrad": Adagrad}
+
+
+@final
+@dataclass(frozen=True)
+class Train:
+    """Train a network on rows that are spread over workers.
+
+    Examples:
+      firesteel train mlp:64,128,10 digits --epochs 20
+      firesteel train lenet mnist:./mnist --strategy ModelAveraging --set period=16 --workers 4
+      firesteel train mymodels:net data.parquet --features x1 x2 --label y --out model --plot curves.png
+      firesteel train mlp:64,128,10 digits --on spark --master "local-cluster[2,1,2048]"
+      firesteel train mymodels:net data.parquet --strategy mymethods:Gossip --set period=2
+
+    Ctrl-C stops within seconds and keeps the model.
+    """
+
+    model: tyro.conf.Positional[str]
+    """mlp:IN,HIDDEN,...,OUT, or lenet, or MODULE:FACTORY (also from the current folder)."""
+    data: tyro.conf.Positional[str]
+    """A Parquet file or folder, or digits, mnist, mnist:FOLDER."""
+    features: list[str] = field(default_factory=lambda: ["features"])
+    """Feature columns."""
+    label: str = "label"
+    """Label column."""
+    weight: str | None = None
+    """Weight column."""
+    image_shape: tuple[int, ...] | None = None
+    """The feature column holds images of this shape, for example 1 28 28."""
+    loss: str = "cross_entropy"
+    """cross_entropy, bce_with_logits, mse, mae or huber."""
+    optimizer: Literal["adam", "adamw", "sgd", "adagrad"] = "adam"
+    """The local optimizer."""
+    lr: float | None = None
+    """Learning rate; the optimizer's own default if it is not given."""
+    momentum: float | None = None
+    """Momentum, for sgd."""
+    weight_decay: float | None = None
+    """Weight decay."""
+    strategy: str = "SyncSGD"
+    """A name of `firesteel strategies`, or MODULE:CLASS."""
+    set: Annotated[list[str], tyro.conf.arg(metavar="NAME=VALUE")] = field(default_factory=list)
+    """Settings of the strategy, such as period=16."""
+    on: Literal["local", "spark"] = "local"
+    """This machine, or Spark."""
+    workers: int = 2
+    """Number of workers."""
+    master: str | None = None
+    """Spark's master, such as "local-cluster[2,1,2048]" or spark://host:7077."""
+    remote: str | None = None
+    """A Spark Connect server, such as sc://host:15002."""
+    batch_size: int = 64
+    """Rows of a step, per worker."""
+    epochs: float | None = None
+    """Passes over the rows; 5 if no other limit is given."""
+    max_steps: int | None = None
+    """Steps of each worker, at most."""
+    max_seconds: float | None = None
+    """Wall seconds of training, at most."""
+    validation: str = "0.1"
+    """A share of the rows, a boolean column, another Parquet path, or none."""
+    metrics: list[str] = field(default_factory=list)
+    """accuracy, mse, mae; accuracy for classes if none is given."""
+    early_stopping: int | None = None
+    """Stop after this many epochs without a better validation loss."""
+    clip_norm: float | None = None
+    """Largest norm of a gradient."""
+    seed: int = 0
+    """All randomness comes from it."""
+    run_dir: str | None = None
+    """Folder (path or URI that all workers see) for points to resume from."""
+    resume: bool = False
+    """Go on from the newest point in --run-dir."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU for each worker where there are enough."""
+    out: str | None = None
+    """Save the model into this folder."""
+    plot: str | None = None
+    """Draw the learning curves into this file."""
+    json: bool = False
+    """Print one JSON object, last, on standard output; all else goes to standard error."""
+    progress: Show = "auto"
+    """A bar on a terminal, lines elsewhere."""
+    debug: bool = False
+    """Show tracebacks of errors."""
+
+    def run(self) -> int:
+        from firesteel.train import train
+
+        on = world(self.on, self.workers, self.master, self.remote)
+        rows, columns = self._data(on)
+        try:
+            run = train(
+                model_of(self.model),
+                rows,
+                features=columns,
+                label=self.label,
+                weight=self.weight,
+                loss=self.loss,
+                optimizer=self._optimizer(),
+                strategy=strategy_of(self.strategy, self.set),
+                on=on,
+                batch_size=self.batch_size,
+                epochs=self.epochs,
+                max_steps=self.max_steps,
+                max_seconds=self.max_seconds,
+                validation=self._validation(),
+                metrics=tuple(self.metrics) or None,
+                early_stopping=EarlyStopping(patience=self.early_stopping) if self.early_stopping else None,
+                clip_norm=self.clip_norm,
+                seed=self.seed,
+                run_dir=self.run_dir,
+                resume=self.resume or None,
+                device=self.device,
+                progress=self.progress,
+            )
+        except Interrupted as stopped:
+            if stopped.run is not None:
+                self._finish(stopped.run)
+            raise
+        self._finish(run)
+        return 0
+
+    def _data(self, on: Any) -> tuple[Any, Features]:
+        columns: Features = list(self.features) if len(self.features) > 1 else self.features[0]
+        if self.image_shape is not None:
+            columns = Image(self.features[0], self.image_shape)
+        if self.data.partition(":")[0] not in ("digits", "mnist") or os.path.exists(self.data):
+            return self.data, columns
+        found = datasets.load(self.data)
+        if isinstance(on, Spark) and found.train[0].dtype == "uint8" and not isinstance(columns, Image):
+            columns = Image("features", found.train[0].shape[1:])
+        return (found.frame(on.session)[0] if isinstance(on, Spark) else found), columns
+
+    def _validation(self) -> Any:
+        if self.validation.lower() == "none":
+            return None
+        try:
+            return float(self.validation)
+        except ValueError:
+            return self.validation
+
+    def _optimizer(self) -> OptimizerSettings:
+        cls: Any = OPTIMIZERS[self.optimizer]
+        given = {"lr": self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay}
+        known = {f.name for f in dataclasses.fields(cls)}
+        for name, value in given.items():
+            if value is not None and name not in known:
+                raise UsageError(f"--{name.replace('_', '-')} does not go with --optimizer {self.optimizer}.")
+        return cls(**{name: value for name, value in given.items() if value is not None})
+
+    def _finish(self, run: Run) -> None:
+        if self.out:
+            used = run.save(self.out)
+            print(f"model: {self.out} (saved by {used})", file=sys.stderr)
+        if self.plot:
+            run.plot(self.plot)
+            print(f"plot:  {self.plot}", file=sys.stderr)
+        rate, seconds = run.timing["samples_per_second"], run.timing["train_seconds"]
+        print(f"{run.status}: {run.settings['steps']} steps, {seconds:.1f} s, {rate:,.0f} samples/s", file=sys.stderr)
+        for name, value in run.metrics.items():
+            print(f"  {name:24}{value:.5g}", file=sys.stderr)
+        if self.json:
+            said = {
+                "status": run.status,
+                "metrics": run.metrics,
+                "timing": run.timing,
+                "settings": run.settings,
+                "out": self.out,
+            }
+            print(json.dumps(said), flush=True)
+
+
+def imported(path: str, what: str) -> Any:
+    """The object MODULE:NAME, also from the current folder."""
+    module, _, name = path.partition(":")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return getattr(importlib.import_module(module), name)
+    except ImportError as error:
+        raise UsageError(f"{what} {path!r}: the module cannot be imported: {error}") from error
+    except AttributeError as error:
+        raise UsageError(f"{what} {path!r}: the module {module} has no {name}.") from error
+
+
+def model_of(text: str) -> Any:
+    """The model that MODEL names."""
+    kind, _, rest = text.partition(":")
+    if kind == "mlp":
+        try:
+            return models.MLP(*(int(n) for n in rest.split(",")))
+        except ValueError as error:
+            raise UsageError(f"model {text!r}: write mlp:IN,HIDDEN,...,OUT, for example mlp:64,128,10.") from error
+    if kind == "lenet" and not rest:
+        return models.LeNet()
+    if not rest:
+        raise UsageError(f"model {text!r} is not known; there are mlp:IN,...,OUT, lenet, and MODULE:FACTORY of your own.")
+    return imported(text, "model")
+
+
+def strategy_of(name: str, settings: list[str]) -> Any:
+    """The strategy of this name with settings NAME=VALUE."""
+    cls = imported(name, "strategy") if ":" in name else CATALOGUE.get(name)
+    if cls is None:
+        raise UsageError(f"strategy {name!r} is not known.{did_you_mean(name, CATALOGUE)} There are: {', '.join(CATALOGUE)}.")
+    known = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+    given: dict[str, Any] = {}
+    for setting in settings:
+        key, _, value = setting.partition("=")
+        if key not in known:
+            has = ", ".join(known) or "none"
+            raise UsageError(f"{cls.__name__} has no setting {key!r}.{did_you_mean(key, known)} Its settings: {has}.")
+        try:
+            given[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            given[key] = value
+    return cls(**given)

@@ -1,0 +1,168 @@
+"""The command line as people use it: real processes, real signals."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import firesteel
+from firesteel.strategies import CATALOGUE
+
+COMMAND = [sys.executable, "-m", "firesteel.cli"]
+
+
+def firesteel_cli(*args: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*COMMAND, *args], capture_output=True, text=True, cwd=cwd, timeout=120)
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ([], ["train", "predict", "strategies", "doctor"]),
+        (["train"], ["--strategy", "--max-seconds", "--run-dir", "mlp:64,128,10 digits", "Ctrl-C"]),
+        (["predict"], ["--out", "firesteel predict model data.parquet"]),
+        (["doctor"], ["--master", "--remote", "remedy"]),
+        (["strategies"], ["firesteel strategies DiLoCo"]),
+    ],
+)
+def test_help_teaches(command, words):
+    said = firesteel_cli(*command, "--help").stdout
+    for word in words:
+        assert word in said
+
+
+def test_train_then_predict(tmp_path):
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((300, 4)).astype(np.float32)
+    table = pa.table({"a": x[:, 0], "b": x[:, 1], "c": list(x[:, 2:]), "y": (x.sum(1) > 0).astype(np.int64)})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    columns = ["--features", "a", "b", "c", "--label", "y"]
+    limits = ["--epochs", "20", "--batch-size", "16", "--lr", "0.02"]
+    strategy = ["--strategy", "ModelAveraging", "--set", "period=2"]
+    done = firesteel_cli(
+        "train", "mlp:4,16,2", "rows.parquet", *columns, *limits, *strategy, "--out", "model", "--plot", "curves.png", "--json",
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["status"] == "finished" and said["metrics"]["validation_accuracy"] > 0.85
+    assert "period=2" in said["settings"]["strategy"]
+    assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
+    done = firesteel_cli("predict", "model", "rows.parquet", "--out", "out.parquet", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout.splitlines()[-1])
+    out = pq.read_table(tmp_path / "out.parquet")
+    assert said["rows"] == len(out) == 300
+    assert np.mean(out["prediction"].to_numpy() == table["y"].to_numpy()) == said["accuracy"] > 0.9
+
+
+def test_a_strategy_and_a_model_from_the_current_folder(tmp_path):
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import dataclass\nimport torch\n"
+        "def net():\n    return torch.nn.Linear(64, 10)\n"
+        "@dataclass(frozen=True)\nclass Alone:\n    scale: float = 1.0\n"
+        "    async def run(self, worker, net):\n"
+        "        for step, batch in worker.steps():\n            worker.step(worker.gradient(batch) * self.scale)\n"
+        "        return await net.all_reduce(worker.params)\n"
+    )
+    command = ["train", "mine:net", "digits", "--strategy", "mine:Alone", "--set", "scale=0.5", "--json", "--epochs", "1"]
+    done = firesteel_cli(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["settings"]["strategy"] == "Alone(scale=0.5)"
+
+
+def test_strategies_are_all_there():
+    said = json.loads(firesteel_cli("strategies", "--json").stdout)
+    assert [s["name"] for s in said] == list(CATALOGUE)
+    assert "Nesterov" in firesteel_cli("strategies", "DiLoCo").stdout
+
+
+def test_doctor_finds_this_machine_fit():
+    done = firesteel_cli("doctor", "--json")
+    assert done.returncode == 0, done.stdout
+    assert any("all-reduce" in f["what"] for f in json.loads(done.stdout)["findings"])
+
+
+@pytest.mark.spark
+def test_doctor_looks_at_a_cluster():
+    command = ["doctor", "--on", "spark", "--master", "local-cluster[2,1,1024]", "--workers", "2", "--json"]
+    done = firesteel_cli(*command)
+    said = json.loads(done.stdout.splitlines()[-1])
+    assert said["fit"], said
+    whole = " ".join(f["what"] for f in said["findings"])
+    assert "2 slots for 2 workers" in whole and "executor on" in whole and "all-reduce" in whole
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["train", "mlp:64,10", "digits", "--strategy", "SyncSDG"], "Did you mean 'SyncSGD'"),
+        (["train", "mlp:64,10", "digits", "--strategy", "DiLoCo", "--set", "perid=3"], "Did you mean 'period'"),
+        (["train", "mlp:64", "digits"], "mlp:IN,HIDDEN,...,OUT"),
+        (["train", "mlp:64,10", "nowhere.parquet"], "no file or folder"),
+        (["train", "mlp:64,10", "digits", "--momentum", "0.9"], "--momentum does not go with --optimizer adam"),
+        (["predict", "nowhere", "nowhere.parquet"], "holds no saved model"),
+    ],
+)
+def test_wrong_calls_end_with_one_message(args, message):
+    done = firesteel_cli(*args)
+    assert done.returncode == 2
+    assert message in done.stderr and "Traceback" not in done.stderr
+
+
+def children_of(session: int) -> list[int]:
+    """Processes that name this run's command line in their environment marker."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if f"FIRESTEEL_TEST={session}".encode() in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+@pytest.mark.parametrize(
+    "where", [[], pytest.param(["--on", "spark", "--master", "local-cluster[2,1,1024]"], marks=pytest.mark.spark)]
+)
+def test_ctrl_c_stops_within_three_seconds_and_keeps_the_model(tmp_path, where):
+    marker = os.getpid() * 1000 + len(where)
+    command = ["train", "mlp:64,64,10", "digits", "--max-seconds", "100", "--out", "model", "--progress", "lines", *where]
+    process = subprocess.Popen(
+        [*COMMAND, *command],
+        cwd=tmp_path,
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "FIRESTEEL_TEST": str(marker)},
+    )
+    assert process.stderr is not None
+    said = ""
+    for line in process.stderr:
+        said += line
+        if line.startswith("step "):
+            break
+    pressed = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    said += process.stderr.read()
+    assert process.wait(30) == 130, said
+    seconds = time.monotonic() - pressed
+    assert "stopped by Ctrl-C" in said and "Traceback" not in said
+    assert firesteel.load(tmp_path / "model") is not None
+    # Spark's own shutdown comes on top of ours; it is given a little more.
+    assert seconds < (3 if not where else 6), said
+    deadline = time.monotonic() + 10
+    while children_of(marker) and time.monotonic() < deadline:
+        pass
+    assert children_of(marker) == []
