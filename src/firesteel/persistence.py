@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import functools
 import importlib
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, final
 
 import cloudpickle
 import safetensors.torch
@@ -21,6 +22,25 @@ from torch import Tensor, nn
 from firesteel.errors import UsageError
 
 Format = Literal["auto", "import", "export", "pickle"]
+
+
+@final
+class Exported(nn.Module):
+    """A program of `torch.export` as a module that can be pickled and copied; it is always in evaluation mode."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__()
+        self.data: bytes = data
+        self.program: nn.Module = torch.export.load(io.BytesIO(data)).module()
+
+    def forward(self, *inputs: Tensor) -> Tensor:
+        return self.program(*inputs)
+
+    def train(self, mode: bool = True) -> Exported:
+        return self
+
+    def __reduce__(self) -> tuple[type, tuple[bytes]]:
+        return Exported, (self.data,)
 
 
 def spec_of(model: nn.Module | Callable[[], nn.Module]) -> dict[str, Any] | None:
@@ -112,6 +132,9 @@ def _untied(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _export(path: Path, module: nn.Module, example: tuple[Tensor, ...] | None) -> None:
     if example is None:
         raise UsageError("this model is saved by torch.export, which needs an example batch, and the run has none.")
+    if isinstance(module, Exported):
+        _ = path.write_bytes(module.data)
+        return
     rows = torch.export.Dim("rows")
     try:
         program = torch.export.export(module, example, dynamic_shapes=tuple({0: rows} for _ in example))
@@ -139,7 +162,7 @@ def load(path: str | Path, *, allow_pickle: bool = False) -> nn.Module:
     """
     folder, found = Path(path), describe(path)
     if found["format"] == "export":
-        return torch.export.load(folder / "model.pt2").module()
+        return Exported((folder / "model.pt2").read_bytes())
     if found["format"] == "pickle":
         if not allow_pickle:
             raise UsageError(f"{path} holds a pickle, which runs code when loaded; if you trust it, pass allow_pickle=True.")

@@ -131,7 +131,8 @@ class Shard:
             batch = self.block(start, min(start + 4096, self.rows))
             for x in (*batch.inputs, batch.target, batch.weights):
                 if x is not None:
-                    check = zlib.crc32(memoryview(x.contiguous().view(-1).view(torch.uint8).numpy()), check)
+                    raw: Any = x.contiguous().view(-1).view(torch.uint8).numpy()
+                    check = zlib.crc32(raw, check)
         return f"{self.rows}-{check:08x}"
 
 
