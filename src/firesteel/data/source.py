@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, final
@@ -14,6 +13,7 @@ import pyarrow.dataset as pads
 import torch
 
 from firesteel.data.columns import ROW, Columns, Features, Image, Tokens
+from firesteel.datasets import Dataset
 from firesteel.errors import UsageError
 
 HELD = "__validation"  # the indicator column of rows that came as `validation=` data
@@ -98,7 +98,7 @@ def _is_path(text: str) -> bool:
 
 
 def _source(data: Any, columns: Columns) -> Source:
-    if hasattr(data, "train") and hasattr(data, "classes"):
+    if isinstance(data, Dataset):
         data = data.train
     if isinstance(data, pa.Table):
         return TableSource(data, columns)
@@ -109,7 +109,7 @@ def _source(data: Any, columns: Columns) -> Source:
         return ParquetSource(path, columns)
     if isinstance(data, tuple) and len(data) in (2, 3):
         return _from_arrays(data, columns)
-    if any(name in sys.modules for name in ("pyspark.sql", "pyspark.sql.connect")) and hasattr(data, "mapInArrow"):
+    if type(data).__module__.startswith("pyspark.sql") and type(data).__name__ == "DataFrame":
         return FrameSource(data, columns)
     if type(data).__module__.startswith("pandas") and hasattr(data, "to_dict"):
         return TableSource(pa.Table.from_pandas(data, preserve_index=False), columns)

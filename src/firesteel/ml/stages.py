@@ -26,6 +26,9 @@ class StageWriter(MLWriter):
         self._stage: Any = stage
         self._format: persistence.Format = format
 
+    def _handleOverwrite(self, path: str) -> None:
+        Folder(path).delete("")  # Spark's own way needs the JVM, which Spark Connect does not offer
+
     def saveImpl(self, path: str) -> None:
         stage = self._stage
         ours = {p.name: to_json(p.name, v) for p, v in stage._paramMap.items()}

@@ -202,7 +202,9 @@ def _collect(
                         raise_cause(failures_on(board, on.workers), _WORDLESS)
                     started = started or classic or board.get("started") is not None
                     if not started and time.monotonic() - began > on.start_seconds:
-                        raise _too_few(on)
+                        with contextlib.suppress(Exception):
+                            session.interruptTag(tag)
+                        raise _too_few(session, on)
                 except KeyboardInterrupt as pressed:
                     patience.ask(board, pressed)
         except BaseException:
@@ -214,12 +216,35 @@ def _collect(
     return got["table"].to_batches()
 
 
-def _too_few(on: Spark) -> RendezvousTimeout:
-    return RendezvousTimeout(
-        f"{on.workers} workers were asked for, but they had not all started after {on.start_seconds:g} s. Spark Connect does "
-        f"not tell the number of slots: it is probably below {on.workers}. Set fewer workers, give Spark more cores, or "
-        "raise Spark(start_seconds=...) if the DataFrame takes long to compute."
+def _too_few(session: Any, on: Spark) -> RendezvousTimeout:
+    seen = _slots_seen(session, on.workers)
+    remedy = (
+        f"Set workers={seen}, or give Spark more cores."
+        if seen < on.workers
+        else "The DataFrame may take long to compute: cache it, or raise Spark(start_seconds=...)."
     )
+    return RendezvousTimeout(
+        f"{on.workers} workers were asked for and had not all started after {on.start_seconds:g} s; Spark ran {seen} tasks at "
+        f"once when it was tried. {remedy}"
+    )
+
+
+def _slots_seen(session: Any, workers: int) -> int:
+    """How many tasks really run at once: Spark Connect has no call that tells, so a small job tries it."""
+
+    def hold(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        import threading
+        import time
+
+        for _ in batches:
+            pass
+        began = time.time()
+        _ = threading.Event().wait(1.0)
+        yield pa.RecordBatch.from_pydict({"began": [began], "ended": [time.time()]})
+
+    frame = session.range(0, workers, 1, workers).mapInArrow(hold, "began double, ended double")
+    spans = [(r["began"], r["ended"]) for r in frame.toArrow().to_pylist()]
+    return max(sum(b <= at < e for b, e in spans) for at, _ in spans)
 
 
 def _raise(error: BaseException, on: Spark, board: Board | None, asked: bool) -> None:
