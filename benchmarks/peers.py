@@ -1,7 +1,7 @@
 """Side by side in one run: Firesteel, TorchDistributor, a bare loop, Spark ML.
 
-MNIST, MLP 784-256-128-10, Adam with rate 0.002, batch 64 a worker, two workers of one thread, two epochs, medians of interleaved
-repetitions, denormals flushed on every side. Samples per second count from a worker's first step to its last; "call" is
+MNIST, MLP 784-256-128-10, Adam with rate 0.002, batch 64 a worker, two workers of one thread, two epochs,
+medians of interleaved repetitions, denormals flushed on every side. Samples per second count from a worker's first step to its last; "call" is
 the whole call on a warm Spark session.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import statistics
@@ -21,11 +22,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks import report
 from pyspark.sql import SparkSession
 from torch import nn
 
 import firesteel
+from benchmarks import report
 
 SIZES, EPOCHS, BATCH, RATE = (784, 256, 128, 10), 2, 64, 2e-3  # the peers below say the same
 Figures = dict[str, float]
@@ -33,7 +34,7 @@ Figures = dict[str, float]
 
 def network() -> nn.Module:
     layers: list[nn.Module] = []
-    for a, b in zip(SIZES, SIZES[1:], strict=False):
+    for a, b in itertools.pairwise(SIZES):
         layers += [nn.Linear(a, b), nn.ReLU()]
     return nn.Sequential(*layers[:-1])
 
@@ -103,7 +104,11 @@ def bare_loop(path: str, test: Any) -> Figures:
 
     began = time.time()
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.bare_loop", path], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1]
+        [sys.executable, "-m", "benchmarks.bare_loop", path],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[1],
     )
     found = json.loads(done.stdout.splitlines()[-1])
     model = network()
@@ -189,9 +194,7 @@ def main() -> None:
             "bare loop, one process": lambda: bare_loop(path, (x, y)),
             "Firesteel Single, 1 worker": lambda: ours(firesteel.Single(), 1, frames[0], (x, y)),
             "Firesteel SyncSGD, 2 workers": lambda: ours(firesteel.SyncSGD(), 2, frames[0], (x, y)),
-            "Firesteel ModelAveraging(16), 2 workers": lambda: ours(
-                firesteel.ModelAveraging(period=16), 2, frames[0], (x, y)
-            ),
+            "Firesteel ModelAveraging(16), 2 workers": lambda: ours(firesteel.ModelAveraging(period=16), 2, frames[0], (x, y)),
         }
         chosen = {n: c for n, c in contestants.items() if not given.only or any(o in n for o in given.only.split(","))}
         cold = ours(firesteel.SyncSGD(), 2, frames[0], (x, y))["call"]
@@ -222,26 +225,28 @@ def page(medians: dict[str, Figures], cold: float, repetitions: int) -> str:
     torch_, bare = medians["TorchDistributor + DDP + DataLoader"], medians["bare loop, one process"]
     fits = [f for n, f in medians.items() if n.startswith("Firesteel")]
     rate = lambda a, b: a["samples/s"] / b["samples/s"]  # noqa: E731
+    calls, first = max(f["call"] for f in fits) / torch_["call"], max(f["first"] for f in fits)
+    lowest = min(f["accuracy"] for f in fits)
     bars = [
         ("SyncSGD / TorchDistributor, samples/s", rate(sync, torch_), ">= 1.25", rate(sync, torch_) >= 1.25),
         ("ModelAveraging / TorchDistributor, samples/s", rate(averaging, torch_), ">= 3", rate(averaging, torch_) >= 3),
         ("ModelAveraging, 2 workers / 1 worker", rate(averaging, single), ">= 1.5", rate(averaging, single) >= 1.5),
         ("1 worker / bare loop", rate(single, bare), ">= 0.95", rate(single, bare) >= 0.95),
-        ("whole call / TorchDistributor's", max(f["call"] for f in fits) / torch_["call"], "<= 0.25", max(f["call"] for f in fits) <= 0.25 * torch_["call"]),
-        ("first step after the call, s", max(f["first"] for f in fits), "<= 2", max(f["first"] for f in fits) <= 2),
-        ("lowest test accuracy of ours", min(f["accuracy"] for f in fits), ">= 0.965", min(f["accuracy"] for f in fits) >= 0.965),
-    ]  # fmt: skip
-    rows = [
-        [n, f"{f['samples/s']:,.0f}", f"{f['call']:.1f}", "" if f["first"] != f["first"] else f"{f['first']:.2f}", f"{f['accuracy']:.4f}"]
-        for n, f in medians.items()
-    ]  # fmt: skip
+        ("whole call / TorchDistributor's", calls, "<= 0.25", calls <= 0.25),
+        ("first step after the call, s", first, "<= 2", first <= 2),
+        ("lowest test accuracy of ours", lowest, ">= 0.965", lowest >= 0.965),
+    ]
+    rows = []
+    for name, f in medians.items():
+        began = "" if f["first"] != f["first"] else f"{f['first']:.2f}"
+        rows.append([name, f"{f['samples/s']:,.0f}", f"{f['call']:.1f}", began, f"{f['accuracy']:.4f}"])
     verdicts = [[what, f"{value:.3g}", bar, "met" if met else "NOT MET"] for what, value, bar, met in bars]
     return "\n\n".join(
         [
             "## Beside its peers",
-            f"MNIST, MLP 784-256-128-10, Adam (0.002), batch 64 a worker, workers of one thread, two epochs; medians of {repetitions} "
-            "interleaved repetitions on a warm session of two executors; `make bench-peers`. The first call on the cold session "
-            f"took {cold:.1f} s. Spark ML's figure counts the rows of its full-batch passes.",
+            "MNIST, MLP 784-256-128-10, Adam (0.002), batch 64 a worker, workers of one thread, two epochs; medians of "
+            f"{repetitions} interleaved repetitions on a warm session of two executors; `make bench-peers`. The first call on "
+            f"the cold session took {cold:.1f} s. Spark ML's figure counts the rows of its full-batch passes.",
             report.table(["", "samples/s", "call, s", "call to first step, s", "test accuracy"], rows),
             report.table(["", "measured", "bar", ""], verdicts),
         ]

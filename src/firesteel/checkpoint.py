@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import socket
 from dataclasses import dataclass
 from typing import Any, Protocol, final
 
@@ -85,6 +86,15 @@ class Folder:
         system, path = self._at(under)
         selector = pafs.FileSelector(path, allow_not_found=True)
         return sorted(info.base_name for info in system.get_file_info(selector))
+
+    def must_be_seen(self, secret: str) -> None:
+        """Raise UsageError on a worker that does not see the folder in which the caller has left the run's secret."""
+        note = self.get("run.json")
+        if note is None or json.loads(note)["secret"] != secret:
+            raise UsageError(
+                f"the run folder {self.uri} is not the caller's when seen from {socket.gethostname()}: with workers on several "
+                "hosts it must be a place that all see, such as s3://, hdfs:// or a shared file system."
+            )
 
     def delete(self, name: str) -> None:
         """Remove a file or a folder with all that is in it; nothing happens if it is not there."""

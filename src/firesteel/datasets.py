@@ -48,7 +48,7 @@ def digits() -> Dataset:
     """Handwritten digits bundled with scikit-learn: 1,797 rows of 8 x 8 grey values in 0 .. 1, 10 classes, a fifth for testing.
 
     >>> digits().train[0].shape
-    (1437, 64)
+    (1433, 64)
     """
     try:
         from sklearn.datasets import load_digits

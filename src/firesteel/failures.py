@@ -6,6 +6,7 @@ the first description that is not about a lost peer; where there is none, a work
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import socket
@@ -57,6 +58,14 @@ def failures_on(board: Board, workers: int) -> list[Failure]:
     """What failed workers have left on the board."""
     found = (board.get(f"failure-{rank}") for rank in range(workers))
     return [json.loads(text) for text in found if text is not None]
+
+
+def known_cause(store: Any, secret: str) -> Failure | None:
+    """What another member of the gang has left in its store, if the store is still there."""
+    with contextlib.suppress(Exception):
+        if store is not None and store.check([f"{secret}/cause"]):
+            return json.loads(store.get(f"{secret}/cause"))
+    return None
 
 
 def raise_cause(failures: list[Failure], lost: str) -> NoReturn:

@@ -37,7 +37,7 @@ def learning_curves(run: Run) -> Figure:
         for name, colour in zip(metrics, (_ORANGE, _BLUE, _GREY, "#3c8d40"), strict=False):
             _line(axes[1], epochs, table[name], name.removeprefix("validation_"), colour)
         _dress(axes[1], "validation", epochs, seconds)
-    figure.suptitle(f"{run.settings.get('strategy')}  ·  {run.settings.get('on')}", fontsize=10, color="#333")
+    figure.suptitle(run.settings.get("title", ""), fontsize=10, color="#333")
     return figure
 
 
@@ -45,8 +45,8 @@ def _line(axes: Axes, x: list[float], y: list[float | None], label: str, colour:
     points = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]
     if not points:
         return
+    label = f"{label} ({points[-1][1]:.4g})"
     _ = axes.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.8, marker="o", markersize=3)
-    _ = axes.annotate(f"{points[-1][1]:.4g}", points[-1], xytext=(4, 4), textcoords="offset points", fontsize=8, color=colour)
 
 
 def _dress(axes: Axes, ylabel: str, epochs: list[float], seconds: list[float]) -> None:

@@ -7,15 +7,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import socket
 import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
 from typing import Any, final
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -26,43 +23,16 @@ from firesteel.data.batches import Plan, total_steps
 from firesteel.data.shard import Shard, build_shard
 from firesteel.errors import Diverged, PeerLost, UsageError
 from firesteel.evaluate import named, probe, sums
-from firesteel.failures import Failed, describe
+from firesteel.failures import Failed, describe, known_cause
 from firesteel.job import Job
 from firesteel.losses import resolve_loss, resolve_metrics
 from firesteel.models.voting import Voting
-from firesteel.net.gang import Control, GangNet, Meeting, join, leave
+from firesteel.net.gang import Control, GangNet
+from firesteel.net.meeting import Meeting, join, leave
 from firesteel.net.protocol import Vec, drive
+from firesteel.results import Kept, ipc, rows, twin
 from firesteel.trace import Trace
 from firesteel.worker import Worker
-
-RESULT = pa.schema([("kind", pa.string()), ("rank", pa.int32()), ("payload", pa.binary())])
-_CHUNK_BYTES = 32 * 2**20
-
-
-@final
-@dataclass
-class _Kept:
-    """Published models that wait on disk to be evaluated when the clock no longer runs."""
-
-    file: Any = field(default_factory=tempfile.TemporaryFile)
-    marks: list[dict[str, float]] = field(default_factory=list)
-    shapes: list[tuple[int, ...]] = field(default_factory=list)
-
-    def add(self, params: Vec, statistics: Vec, mark: dict[str, float]) -> None:
-        self.shapes.append(tuple(params.shape))
-        self.marks.append(mark)
-        for x in (params, statistics):
-            self.file.write(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-
-    def read(self, dtype: torch.dtype, statistics: int) -> Iterator[tuple[int, Vec, Vec]]:
-        """Each model with its number, in the order in which they were published."""
-        _ = self.file.seek(0)
-        size = torch.empty(0, dtype=dtype).element_size()
-        for number, shape in enumerate(self.shapes):
-            numel = int(np.prod(shape))
-            data = bytearray(self.file.read((numel + statistics) * size))
-            flat = torch.frombuffer(data, dtype=dtype)
-            yield number, flat[:numel].view(shape), flat[numel:]
 
 
 def run_worker(
@@ -79,7 +49,7 @@ def run_worker(
     except BaseException as error:
         failure = describe(error, meeting.rank)
         if isinstance(error, PeerLost):
-            failure = _known_cause(store, meeting) or failure
+            failure = known_cause(store, meeting.secret) or failure
         with contextlib.suppress(Exception):
             text = json.dumps(failure).encode()
             if board is not None:
@@ -87,13 +57,6 @@ def run_worker(
             if store is not None:
                 store.set(f"{meeting.secret}/cause", text)
         raise Failed(failure) from None
-
-
-def _known_cause(store: Any, meeting: Meeting) -> dict[str, Any] | None:
-    with contextlib.suppress(Exception):
-        if store is not None and store.check([f"{meeting.secret}/cause"]):
-            return json.loads(store.get(f"{meeting.secret}/cause"))
-    return None
 
 
 def _device(job: Job, offered: str | None) -> torch.device:
@@ -117,7 +80,7 @@ class _Process:
         self.device: torch.device = device
         self.trace: Trace = Trace(meeting.rank)
         self.control: Control = Control()
-        self.kept: _Kept = _Kept()
+        self.kept: Kept = Kept()
         self.points: Points | None = Points(Folder(job.run_dir)) if job.run_dir else None
         self.loss: Any = resolve_loss(job.loss, job.columns.weight is not None)
         self.metrics: Any = resolve_metrics(job.metrics)
@@ -136,7 +99,8 @@ class _Process:
         torch.set_num_threads(job.threads or 1)
         _ = torch.set_flush_denormal(True)  # Adam's moments of dead inputs become denormal, which slows a step by a third
         with tempfile.TemporaryDirectory(prefix="firesteel-") as spill:
-            self._see_run_folder()
+            if job.run_dir is not None:
+                Folder(job.run_dir).must_be_seen(job.secret)
             whole = build_shard(batches, job.columns, job.max_memory_bytes, spill)
             shard, held = whole.split(job.validation, randomness.generator(job.seed, "validation", self.rank))
             self.timing["data_seconds"] = time.perf_counter() - began
@@ -150,16 +114,6 @@ class _Process:
             finally:
                 self._over.set()
                 leave(net)
-
-    def _see_run_folder(self) -> None:
-        if self.job.run_dir is None:
-            return
-        note = Folder(self.job.run_dir).get("run.json")
-        if note is None or json.loads(note)["secret"] != self.job.secret:
-            raise UsageError(
-                f"the run folder {self.job.run_dir} is not the caller's when seen from {socket.gethostname()}: with workers on "
-                "several hosts it must be a place that all see, such as s3://, hdfs:// or a shared file system."
-            )
 
     def _prepare(self, whole: Shard, shard: Shard, held: Shard) -> None:
         job = self.job
@@ -373,7 +327,7 @@ class _Process:
             members = []
             for member in params:
                 worker.params = member.to(self.device)
-                members.append(_frozen_copy(worker.module))
+                members.append(twin(worker.module))
             voting = Voting(members, self.job.columns.target == "class")
             total = sums(voting, self.held, self.loss, self.metrics, self.device)
         worker.params = saved
@@ -431,33 +385,10 @@ class _Process:
             "best": best,
             "device": str(self.device),
         }
-        yield from _rows("report", self.rank, json.dumps(report).encode())
-        yield from _rows("trace", self.rank, _ipc(self.trace.table()))
+        yield from rows("report", self.rank, json.dumps(report).encode())
+        yield from rows("trace", self.rank, ipc(self.trace.table()))
         if self.rank == 0:
-            yield from _rows("history", 0, _ipc(pa.Table.from_pylist(history)))
+            yield from rows("history", 0, ipc(pa.Table.from_pylist(history)))
             frozen = {f"frozen.{n}": p for n, p in self.worker.module.named_parameters() if not p.requires_grad}
             buffers = {f"buffer.{n}": b for n, b in self.worker.module.named_buffers()}
-            yield from _rows("model", 0, pack({"params": chosen[0], "statistics": chosen[1], **frozen, **buffers}, {}))
-
-
-def _frozen_copy(module: torch.nn.Module) -> torch.nn.Module:
-    import copy
-
-    twin = copy.deepcopy(module)
-    for p, q in zip(twin.parameters(), module.parameters(), strict=True):
-        p.data = q.data.clone()
-    return twin
-
-
-def _ipc(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
-        writer.write_table(table)
-    return sink.getvalue().to_pybytes()
-
-
-def _rows(kind: str, rank: int, payload: bytes) -> Iterator[pa.RecordBatch]:
-    """One result, cut into rows that Arrow and Spark carry easily."""
-    for start in range(0, max(1, len(payload)), _CHUNK_BYTES):
-        part = payload[start : start + _CHUNK_BYTES]
-        yield pa.record_batch([pa.array([kind]), pa.array([rank], pa.int32()), pa.array([part], pa.binary())], schema=RESULT)
+            yield from rows("model", 0, pack({"params": chosen[0], "statistics": chosen[1], **frozen, **buffers}, {}))

@@ -81,7 +81,7 @@ class Run:
         said = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
         rate = self.timing.get("samples_per_second", math.nan)
         return (
-            f"Run {self.status}: {self.settings.get('strategy')} on {self.settings.get('on')}, {rows} points, "
+            f"Run {self.status}: {self.settings.get('title')}, {rows} points, "
             f"{self.timing.get('train_seconds', math.nan):.1f} s, {rate:,.0f} samples/s; {said}"
         )
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import json
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,20 +16,20 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from firesteel import persistence, randomness
-from firesteel.checkpoint import Board, Folder, Points, unpack
+from firesteel import randomness
+from firesteel.checkpoint import Board, Folder, Points
 from firesteel.data.columns import Features
-from firesteel.data.shard import Shard, build_shard
+from firesteel.data.shard import build_shard
 from firesteel.data.source import ParquetSource, TableSource, resolve, stream
 from firesteel.errors import FiresteelError, Interrupted, UsageError
-from firesteel.evaluate import named, probe, sums
+from firesteel.evaluate import probe
 from firesteel.job import EarlyStopping, Job, Model
 from firesteel.local import world as local
 from firesteel.local.world import Local, new_secret
 from firesteel.losses import resolve_loss, resolve_metrics, target_kind
-from firesteel.models.voting import Voting
 from firesteel.net.protocol import Strategy
 from firesteel.optim import Adam, ByEpochs, BySteps, OptimizerSettings, Schedule
+from firesteel.outcome import assemble, described, rescue
 from firesteel.progress import Show, reporter
 from firesteel.run import Run
 from firesteel.spark.world import Spark
@@ -160,13 +159,16 @@ def train(
     if resume:
         job = replace(job, resume_from=_resumable(job, folder if resume is True else str(resume), on.workers))
     module = _initial(job)
+    if layout(module)[1] == torch.float64:
+        columns = replace(source.columns, dtype="float64")
+        source, job = replace(source, columns=columns), replace(job, columns=columns)
     example = _try_two_rows(job, module, source)
     _check_pickles(job)
     reports = reporter(progress)
     with tempfile.TemporaryDirectory(prefix="firesteel-") as notes:
         board_dir = folder or notes
         job = replace(job, settings={**job.settings, "notes": board_dir})
-        Folder(board_dir).put("run.json", json.dumps({"secret": job.secret, **_described(job, on)}).encode())
+        Folder(board_dir).put("run.json", json.dumps({"secret": job.secret, **described(job, on)}).encode())
         for left_over in ("stop", "started", "progress.json", *(f"failure-{rank}" for rank in range(on.workers))):
             Folder(board_dir).delete(left_over)
         seen: dict[str, Board] = {}
@@ -183,11 +185,11 @@ def train(
             run_world = local.run if isinstance(on, Local) else _spark_run()
             batches = run_world(job, source, on, watch)  # pyright: ignore[reportArgumentType]
         except (FiresteelError, Interrupted) as error:
-            _rescue(error, seen.get("board"), job, module, folder)
+            rescue(error, seen.get("board"), job, module, folder)
             raise
         finally:
             reports.close()
-    run = _assemble(batches, job, module, on, called_at, began, example)
+    run = assemble(batches, job, module, on, called_at, began, example)
     if run.settings["hurried"]:
         raise Interrupted(f"stopped by Ctrl-C at step {run.settings['steps']}; the error's `run` holds the model.", run)
     return run
@@ -202,20 +204,6 @@ def _spark_run() -> Callable[..., list[pa.RecordBatch]]:
     from firesteel.spark.world import run
 
     return run
-
-
-def _described(job: Job, on: World) -> dict[str, Any]:
-    return {
-        "strategy": repr(job.strategy),
-        "on": repr(on),
-        "optimizer": repr(job.optimizer),
-        "schedule": repr(job.schedule),
-        "loss": job.loss if isinstance(job.loss, str) else getattr(job.loss, "__name__", "callable"),
-        "batch_size": job.batch_size,
-        "epochs": job.epochs,
-        "max_steps": job.max_steps,
-        "seed": job.seed,
-    }
 
 
 # ---- checks ----------------------------------------------------------------------------------------------------------
@@ -304,123 +292,3 @@ def _resumable(job: Job, folder: str | None, workers: int) -> str:
                 "as it was; to change a setting, start anew from the saved model."
             )
     return folder
-
-
-# ---- results ---------------------------------------------------------------------------------------------------------
-
-
-def _assemble(
-    batches: list[pa.RecordBatch], job: Job, module: nn.Module, on: World, called_at: float, began: float, example: Any
-) -> Run:
-    parts: dict[tuple[str, int], list[bytes]] = {}
-    for batch in batches:
-        kinds, ranks, payloads = (batch.column(i).to_pylist() for i in range(3))
-        for kind, rank, payload in zip(kinds, ranks, payloads, strict=True):
-            parts.setdefault((kind, rank), []).append(payload)
-    whole = {key: b"".join(chunks) for key, chunks in parts.items()}
-    reports = [json.loads(whole["report", rank]) for rank in range(on.workers)]
-    trace = pa.concat_tables(_table(whole["trace", rank]) for rank in range(on.workers))
-    tensors, _ = unpack(whole["model", 0])
-    first = min((r["first_step_at"] for r in reports if r["first_step_at"]), default=called_at)
-    lead = reports[0]
-    samples = sum(r["samples"] for r in reports)
-    timing = {
-        "call_to_first_step_seconds": first - called_at,
-        **{name: max(r["timing"].get(name, 0.0) for r in reports) for name in lead["timing"]},
-        "samples": samples,
-        "samples_per_second": samples / max(lead["timing"]["train_seconds"], 1e-9),
-        "total_seconds": time.perf_counter() - began,
-    }
-    status = "stopped early" if lead["early"] else "stopped" if lead["stopped"] else "finished"
-    settings = {**_described(job, on), "best": lead["best"], "steps": lead["steps"], "device": lead["device"]}
-    settings["hurried"] = lead["hurried"]
-    model = _load(tensors, module, job)
-    saving = {
-        "spec": None if isinstance(model, Voting) else persistence.spec_of(model) or persistence.spec_of(job.model),
-        "example": example,
-        "columns": _columns_json(job),
-    }
-    return Run(
-        model,
-        _table(whole["history", 0]),
-        trace,
-        timing,
-        status,
-        settings,
-        job.run_dir,
-        saving,
-        functools.partial(_score, job, model),
-    )
-
-
-def _columns_json(job: Job) -> dict[str, Any]:
-    features = job.columns.features
-    plain = features if isinstance(features, str | list) else {"kind": type(features).__name__, **asdict(features)}
-    return {"features": plain, "label": job.columns.label, "target": job.columns.target, "dtype": job.columns.dtype}
-
-
-def _table(data: bytes) -> pa.Table:
-    return pa.ipc.open_stream(data).read_all()
-
-
-def _load(tensors: dict[str, torch.Tensor], module: nn.Module, job: Job) -> nn.Module:
-    """Put a worker's result into a module of our own: parameters, frozen ones, buffers, averaged statistics."""
-
-    def fill(into: nn.Module, params: torch.Tensor) -> nn.Module:
-        parameters = dict(into.named_parameters())
-        with torch.no_grad():
-            for slot in layout(into)[0]:
-                parameters[slot.name].copy_(slot.view(params))
-            for name, p in parameters.items():
-                if f"frozen.{name}" in tensors:
-                    p.copy_(tensors[f"frozen.{name}"])
-            start = 0
-            for name, b in into.named_buffers():
-                if f"buffer.{name}" in tensors:
-                    b.copy_(tensors[f"buffer.{name}"])
-                if b.is_floating_point():
-                    b.copy_(tensors["statistics"][start : start + b.numel()].view_as(b))
-                    start += b.numel()
-        return into.eval()
-
-    params = tensors["params"]
-    if params.dim() == 1:
-        return fill(module, params)
-    members = [fill(cloudpickle.loads(cloudpickle.dumps(module)), member.clone()) for member in params]
-    return Voting(members, job.columns.target == "class").eval()
-
-
-def _rescue(error: BaseException, board: Board | None, job: Job, module: nn.Module, folder: str | None) -> None:
-    """Keep the model that was published last before things went wrong, and say where."""
-    if isinstance(error, UsageError) or board is None:
-        return
-    try:
-        data = board.get("model.safetensors")
-    except Exception:  # the store may have gone with the worker that held it
-        data = None
-    if data is None:
-        error.add_note("No model had been published yet.")
-        return
-    tensors, plain = unpack(data)
-    model = _load(tensors, module, job)
-    path = str(Path(folder) / "last") if folder and Folder(folder).is_local else tempfile.mkdtemp(prefix="firesteel-last-")
-    try:
-        used = persistence.save(
-            path, model, persistence.spec_of(model) or persistence.spec_of(job.model), None, {"columns": _columns_json(job)}
-        )
-        error.add_note(f"The last good model, of step {plain['step']}, is kept: firesteel.load({path!r}) ({used}).")
-    except UsageError:
-        torch.save(model.state_dict(), Path(path) / "state.pt")
-        error.add_note(f"The weights of the last good model, of step {plain['step']}, are kept in {path}/state.pt.")
-
-
-def _score(job: Job, model: nn.Module, data: Any) -> dict[str, float]:
-    columns = job.columns
-    source, _ = resolve(data, columns.features, columns.label or "label", columns.weight, None, columns.target)
-    if not isinstance(source, TableSource | ParquetSource):
-        from firesteel.data.frame import to_table
-
-        source = TableSource(to_table(source.frame, source.columns), source.columns)
-    shard: Shard = build_shard(stream(source, 0, 1), replace(source.columns), 2**40)
-    loss, metrics = resolve_loss(job.loss, columns.weight is not None), resolve_metrics(job.metrics)
-    return named(sums(model, shard, loss, metrics, torch.device("cpu")), metrics)

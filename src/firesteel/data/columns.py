@@ -35,7 +35,11 @@ class Image:
 @final
 @dataclass(frozen=True)
 class Tokens:
-    """Lists of integers, all of one length: int64 [B, T]."""
+    """Lists of integers, all of one length: int64 [B, T].
+
+    >>> Tokens("ids")
+    Tokens(column='ids')
+    """
 
     column: str
 
@@ -46,11 +50,20 @@ class Sequence:
     """Lists of unequal length, of numbers ([B, T]) or of lists of numbers ([B, T, d]), padded with 0 to the batch's longest.
 
     The model is called as `model(x, lengths)`, lengths int64 [B]. Integers stay int64. A list longer than `max_length` is
-    refused, never cut.
+    refused, never cut; a list may be empty.
+
+        >>> Sequence("words", max_length=200)
+        Sequence(column='words', max_length=200)
     """
 
     column: str
     max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None and self.max_length < 1:
+            raise UsageError(
+                f"Sequence({self.column!r}, max_length={self.max_length}): give at least 1, or None for any length."
+            )
 
 
 Features = str | list[str] | Image | Tokens | Sequence
@@ -72,6 +85,16 @@ class Columns:
     target: Literal["class", "value"] = "class"
     dtype: Literal["float32", "float64"] = "float32"
 
+    def __post_init__(self) -> None:
+        given: object = self.features  # what was typed, which need not be what the annotation says
+        if isinstance(given, list) and not all(isinstance(name, str) for name in given):
+            raise UsageError(f"features={given!r}: a list must hold the names of columns only.")
+        if not isinstance(given, str | list | Image | Tokens | Sequence):
+            raise UsageError(
+                f"features={given!r} is a {type(given).__name__}; give a column's name, a list of names, or "
+                "firesteel.Image, Tokens or Sequence."
+            )
+
     def feature_names(self) -> list[str]:
         if isinstance(self.features, str):
             return [self.features]
@@ -83,13 +106,20 @@ class Columns:
         return list(dict.fromkeys([*self.feature_names(), *others]))
 
     def check(self, schema: pa.Schema) -> None:
-        """Raise UsageError for a column that is not there or of a type that cannot be used."""
+        """Raise UsageError for a column that is not there, is there twice, or is of a type that cannot be used.
+
+        >>> Columns().check(pa.schema({"features": pa.list_(pa.float32()), "label": pa.int64()}))
+        """
         if not self.feature_names():
             raise UsageError("features is an empty list; name at least one column.")
         for name in self.needed():
             if name not in schema.names:
                 known = ", ".join(schema.names)
                 raise UsageError(f"there is no column '{name}'.{did_you_mean(name, schema.names)} The columns are: {known}.")
+            if schema.names.count(name) > 1:
+                raise UsageError(f"there are {schema.names.count(name)} columns '{name}'; rename or drop all but one.")
+            if name == ROW:
+                raise UsageError(f"the name '{ROW}' is kept for the order of rows; rename the column.")
         for name in self.feature_names():
             self._check_feature(name, schema.field(name).type)
         if self.label is not None:

@@ -12,20 +12,24 @@ from firesteel.data.source import FrameSource
 
 def arrow_schema(frame: Any) -> pa.Schema:
     """The schema as workers will see it, vectors unwrapped; starts no Spark job."""
+    from pyspark.errors import PySparkTypeError
     from pyspark.sql.pandas.types import to_arrow_schema
     from pyspark.sql.types import StructField, StructType, UserDefinedType
 
-    fields = [
-        StructField(f.name, f.dataType.sqlType(), f.nullable) if isinstance(f.dataType, UserDefinedType) else f
-        for f in frame.schema.fields
-    ]
-    known, unknown = [], []
-    for f in fields:
+    found = []
+    for f in frame.schema.fields:
+        udt = isinstance(f.dataType, UserDefinedType)
+        stored = StructField(f.name, f.dataType.sqlType(), f.nullable) if udt else f
         try:
-            known.append(to_arrow_schema(StructType([f])).field(0))
-        except Exception:  # a type that Arrow does not carry: fine as long as nobody asks for the column
-            unknown.append(pa.field(f.name, pa.null()))
-    return pa.schema(known + unknown)
+            found.append(to_arrow_schema(StructType([stored])).field(0))
+        except PySparkTypeError:  # a type that Arrow does not carry: fine as long as nobody asks for the column
+            found.append(pa.field(f.name, pa.null()))
+    return pa.schema(found)
+
+
+def _quoted(name: str) -> str:
+    """A name as Spark reads it: `sepal.length` is otherwise the field `length` of a struct `sepal`."""
+    return "`" + name.replace("`", "``") + "`"
 
 
 def _plain(frame: Any, columns: Columns) -> list[Any]:
@@ -35,7 +39,7 @@ def _plain(frame: Any, columns: Columns) -> list[Any]:
 
     kinds = {f.name: f.dataType for f in frame.schema.fields}
     return [
-        F.unwrap_udt(frame[name]).alias(name) if isinstance(kinds[name], UserDefinedType) else frame[name]
+        (F.unwrap_udt(F.col(_quoted(name))) if isinstance(kinds[name], UserDefinedType) else F.col(_quoted(name))).alias(name)
         for name in columns.needed()
     ]
 
@@ -44,7 +48,8 @@ def deal(source: FrameSource, workers: int, shuffle: bool = True) -> Any:
     """The DataFrame in `workers` partitions, with the global order of rows as `__row`.
 
     With `shuffle`, row i of partition p goes to worker (i + p) % workers: even to a row, the same every time, and without
-    the sort by hash that Spark's own round-robin needs for that. Without it, partitions stay as they are.
+    the sort by hash that Spark's own round-robin needs for that. A frame of one partition gives the same shards as
+    `source.stream`. Without `shuffle`, partitions stay as they are, and there must be `workers` of them.
     """
     from pyspark.sql import functions as F
 
@@ -65,5 +70,6 @@ def united(frame: Any, held: Any, names: list[str], flag: str) -> Any:
     """Both DataFrames' columns, and a boolean column that is True for the rows of `held`."""
     from pyspark.sql import functions as F
 
-    first, second = (f.select(*names).withColumn(flag, F.lit(v)) for f, v in ((frame, False), (held, True)))
+    cols = [F.col(_quoted(name)) for name in names]
+    first, second = (f.select(*cols, F.lit(v).alias(flag)) for f, v in ((frame, False), (held, True)))
     return first.unionByName(second)

@@ -46,6 +46,12 @@ class Shard:
 
     `order` maps them to where they lie: rows arrive in any order and sub-shards share memory with their whole, so nothing
     is ever sorted or copied. A shard that got no rows at all does not know their width; its batches have no inputs.
+
+        >>> rows = pa.record_batch({"features": [[1.0, 2.0], [3.0, 4.0]], "label": [0, 1], "__row": [0, 1]})
+        >>> shard = build_shard([rows], Columns(), max_memory_bytes=2**30)
+        >>> shard.take(torch.tensor([1, 0])).inputs[0]
+        tensor([[3., 4.],
+                [1., 2.]])
     """
 
     rows: int
@@ -62,7 +68,7 @@ class Shard:
         return self._gather(index if self.order is None else self.order[index])
 
     def block(self, start: int, stop: int) -> Batch:
-        """Rows start .. stop - 1; a view where they lie in order."""
+        """Rows start .. stop - 1, 0 <= start <= stop <= rows; where they lie in order a view, not to be written to."""
         if self.order is not None:
             return self._gather(self.order[start:stop])
         if self.starts is not None:
@@ -125,15 +131,31 @@ class Shard:
         return sum(x.numel() * x.element_size() for x in found if x is not None)
 
     def fingerprint(self) -> str:
-        """Equal for equal rows in equal order, on any day and machine: the number of rows and a checksum of them all."""
+        """Equal for equal rows in equal order, on any day and machine: the number of rows and a checksum of them all.
+
+        It reads the rows as they are stored (bytes unscaled, sequences unpadded), a few thousand at a time.
+        """
         check = 0
         for start in range(0, self.rows, 4096):
-            batch = self.block(start, min(start + 4096, self.rows))
-            for x in (*batch.inputs, batch.target, batch.weights):
-                if x is not None:
-                    raw: Any = x.contiguous().view(-1).view(torch.uint8).numpy()
-                    check = zlib.crc32(raw, check)
+            for x in self._stored(start, min(start + 4096, self.rows)):
+                if not start:  # the same bytes in another type or shape are other rows
+                    check = zlib.crc32(f"{x.dtype} {tuple(x.shape[1:])}".encode(), check)
+                raw: Any = x.contiguous().view(-1).view(torch.uint8).numpy()
+                check = zlib.crc32(raw, check)
         return f"{self.rows}-{check:08x}"
+
+    def _stored(self, start: int, stop: int) -> list[Tensor]:
+        """All that is stored of rows start .. stop - 1, in their order."""
+        at = slice(start, stop) if self.order is None else self.order[start:stop]
+        found = [x[at] for x in (self.target, self.weights) if x is not None]
+        if self.starts is None:
+            return found if self.values is None else [self.values[at], *found]
+        assert self.values is not None
+        first = self.starts[:-1][at]
+        lengths = self.starts[1:][at] - first
+        # step j of the block belongs to the row that owns it: first[row] + (j - where the row begins in the block)
+        shift = (first - lengths.cumsum(0) + lengths).repeat_interleave(lengths)
+        return [self.values[shift + torch.arange(len(shift))], lengths, *found]
 
 
 @final
@@ -148,8 +170,8 @@ class _Pile:
     inner: tuple[int, ...] = ()
 
     def add(self, chunk: Array) -> None:
-        if self.dtype is None:
-            self.dtype, self.inner = chunk.dtype, chunk.shape[1:]
+        if not self.rows:  # also when all chunks so far were empty: sequences without steps do not know their width
+            self.chunks, self.dtype, self.inner = [], chunk.dtype, chunk.shape[1:]
         self.rows += len(chunk)
         if self.file is not None:
             np.ascontiguousarray(chunk).tofile(self.file)
@@ -172,7 +194,15 @@ class _Pile:
             self.file.flush()
             shape = (self.rows, *self.inner)
             return torch.from_numpy(np.memmap(self.file, self.dtype, "r+", shape=shape))
-        return torch.from_numpy(np.concatenate(self.chunks))  # a copy: Arrow's memory may not be written to
+        # A copy, as Arrow's memory may not be written to. Each chunk is let go once it is copied, so that the rows are
+        # in memory once and not twice.
+        whole, at = np.empty((self.rows, *self.inner), self.dtype), 0
+        self.chunks.reverse()
+        while self.chunks:
+            chunk = self.chunks.pop()
+            whole[at : at + len(chunk)] = chunk
+            at += len(chunk)
+        return torch.from_numpy(whole)
 
 
 def build_shard(
@@ -187,20 +217,22 @@ def build_shard(
 
     Raises:
         UsageError: nulls, NaN or infinity, unequal lengths, impossible labels or weights; names column and first row.
+
+    >>> rows = pa.record_batch({"x": [0.5, 1.5], "label": [0, 1], "__row": [0, 1]})
+    >>> build_shard([rows], Columns("x"), max_memory_bytes=2**30).rows
+    2
     """
     piles: dict[str, _Pile] = {}
-    width: tuple[int, ...] | None = None
     spilled = False
     for batch in batches:
         if not batch.num_rows:
             continue
         found = _convert(batch, columns)
-        inner = found["values"].shape[1:]
-        if width is not None and inner != width:
-            raise UsageError(
-                f"column '{columns.feature_names()[0]}' has {_size(inner)} numbers in some rows and {_size(width)} in others."
-            )
-        width = inner
+        values = found["values"]
+        if len(values):
+            _same(columns, values, piles.get("values"))
+        elif piles:  # sequences without a single step
+            found["values"] = values.reshape(0, *piles["values"].inner).astype(piles["values"].dtype)
         for name, chunk in found.items():
             piles.setdefault(name, _Pile()).add(chunk)
         if not spilled and piles["values"].nbytes > max_memory_bytes:
@@ -216,11 +248,23 @@ def build_shard(
     return Shard(len(rows), columns, starts=starts, order=None if sorted_already else rows.argsort(), **tensors)
 
 
-def _size(inner: tuple[int, ...]) -> int:
-    return int(np.prod(inner))
+def _same(columns: Columns, values: Array, pile: _Pile | None) -> None:
+    """Rows of one width and type only: in a file there is no telling them apart again."""
+    if pile is None or not pile.rows or (pile.inner, pile.dtype) == (values.shape[1:], values.dtype):
+        return
+    name, sizes = columns.feature_names()[0], [int(np.prod(x)) for x in (values.shape[1:], pile.inner)]
+    if sizes[0] != sizes[1]:
+        raise UsageError(f"column '{name}' has {sizes[0]} numbers in some rows and {sizes[1]} in others.")
+    raise UsageError(f"column '{name}' is {values.dtype} in some rows and {pile.dtype} in others; cast it to one type.")
 
 
 def _convert(batch: pa.RecordBatch, columns: Columns) -> dict[str, Array]:
+    # A number too large for its new type becomes infinity, which is refused by name below; NumPy need not warn before.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return _convert_quietly(batch, columns)
+
+
+def _convert_quietly(batch: pa.RecordBatch, columns: Columns) -> dict[str, Array]:
     rows = batch.column(ROW).to_numpy(zero_copy_only=False)
 
     def column(name: str) -> Column:

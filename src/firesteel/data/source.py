@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, Literal, final
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import torch
 
-from firesteel.data.columns import ROW, Columns, Features, Image, Tokens
+from firesteel.data.columns import ROW, Columns, Features, Image, Tokens, is_vector
 from firesteel.datasets import Dataset
 from firesteel.errors import UsageError
 
@@ -69,13 +70,26 @@ def resolve(
 ) -> tuple[Source, float]:
     """The source, and the share of rows that workers hold out themselves (0 where a column says which).
 
+    Args:
+        data: a Spark DataFrame, the path of a Parquet file or folder, a `pyarrow.Table`, a pandas DataFrame, a data set
+            of `firesteel.datasets`, or (X, y) or (X, y, weights) of arrays or tensors. Arrays become columns named
+            features, label and weight. X of bytes, or of more than two dimensions, is an `Image` of its own shape:
+            bytes are scaled by 1/255, other numbers left as they are. X of integers, [n, T], is `Tokens`.
+        validation: a share of the rows, at least 0 and below 1; the name of a boolean column that is True for held-out
+            rows; data of the same kind as `data`; or None.
+
     Raises:
-        UsageError: data of a kind that is not known, a missing column, no rows, a share outside 0 .. 1.
+        UsageError: data of a kind that is not known, a missing column, no rows, a share outside 0 .. 1, validation data
+            that does not fit the training data.
+
+    >>> source, share = resolve((np.zeros((10, 3)), np.zeros(10, int)), validation=0.2)
+    >>> source.columns.features, share
+    ('features', 0.2)
     """
     share, held, indicator = 0.0, None, None
     if isinstance(validation, bool):
         raise UsageError("validation is a share such as 0.1, the name of a boolean column, other data, or None.")
-    if isinstance(validation, int | float):
+    if isinstance(validation, Real):
         if not 0 <= validation < 1:
             raise UsageError(f"validation={validation}: a share must be at least 0 and below 1.")
         share = float(validation)
@@ -88,9 +102,16 @@ def resolve(
     if held is not None:
         source = _with_held(source, _source(held, columns))
     source.columns.check(_schema(source))
-    if isinstance(source, TableSource) and not source.table.num_rows:
+    if _no_rows(source):
         raise UsageError("the data has no rows.")
     return source, share
+
+
+def _no_rows(source: Source) -> bool:
+    """Whether it is known here, without a Spark job, that there is not a single row."""
+    if isinstance(source, TableSource):
+        return not source.table.num_rows
+    return isinstance(source, ParquetSource) and not any(f.count_rows() for f in _dataset(source.path).get_fragments())
 
 
 def _is_path(text: str) -> bool:
@@ -120,11 +141,8 @@ def _source(data: Any, columns: Columns) -> Source:
 
 
 def _from_arrays(data: tuple[Any, ...], columns: Columns) -> TableSource:
-    found = [x.detach().cpu().numpy() if isinstance(x, torch.Tensor) else np.asarray(x) for x in data]
-    names = ["X", "y", "weights"]
-    for name, x in zip(names, found, strict=False):
-        if x.dtype.kind not in "fiub":
-            raise UsageError(f"{name} has the type {x.dtype}; it must hold numbers.")
+    found = [_array(name, x) for name, x in zip(("X", "y", "weights"), data, strict=False)]
+    for name, x in zip(("y", "weights"), found[1:], strict=False):
         if len(x) != len(found[0]):
             raise UsageError(f"X has {len(found[0])} rows, but {name} has {len(x)}.")
     x, y = found[0], found[1]
@@ -141,8 +159,26 @@ def _from_arrays(data: tuple[Any, ...], columns: Columns) -> TableSource:
     weight = columns.weight
     if len(found) == 3:
         weight = weight or "weight"
+        if found[2].size != len(x):
+            raise UsageError(f"weights has the shape {found[2].shape}; give one number a row: [{len(x)}].")
         table[weight] = _rows(found[2].reshape(-1))
     return TableSource(pa.table(table), replace(columns, features=features, label=label, weight=weight))
+
+
+def _array(name: str, given: Any) -> np.ndarray[Any, Any]:
+    """Numbers in this machine's byte order with at least one dimension."""
+    if isinstance(given, torch.Tensor):
+        given = given.detach().cpu()
+        given = given.float() if given.dtype == torch.bfloat16 else given  # NumPy has no bfloat16
+    try:
+        found = np.asarray(given)
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{name} cannot be read as an array: {str(error).splitlines()[0]}") from error
+    if found.dtype.kind not in "fiub":
+        raise UsageError(f"{name} has the type {found.dtype}; it must hold numbers.")
+    if not found.ndim:
+        raise UsageError(f"{name} is a single number; it must be an array with one entry a row.")
+    return found.astype(found.dtype.newbyteorder("="), copy=False)
 
 
 def _rows(x: np.ndarray[Any, Any]) -> pa.Array:
@@ -166,15 +202,54 @@ def _schema(source: Source) -> pa.Schema:
 
 def _dataset(path: str) -> Any:
     try:
-        return pads.dataset(path, format="parquet")
+        found: Any = pads.dataset(path, format="parquet")
     except (pa.ArrowInvalid, OSError) as error:
         raise UsageError(f"{path!r} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+    if not found.files:
+        raise UsageError(f"there are no Parquet files in {path!r}.")
+    return found
+
+
+def _fit(source: Source, held: Source) -> None:
+    """Raise UsageError where validation data would not become the same tensors as the training data."""
+    columns, schema, other = source.columns, _schema(source), _schema(held)
+    columns.check(schema)
+    try:
+        columns.check(other)
+    except UsageError as error:
+        raise UsageError(f"the validation data does not fit the training data: {error}") from error
+    if held.columns.weight and not columns.weight:
+        raise UsageError("the validation data has weights, but the training data has none; give both or neither.")
+    if _no_rows(held):
+        raise UsageError("the validation data has no rows.")
+    for name in columns.needed():
+        exact = name in columns.feature_names() and not isinstance(columns.features, str | list)
+        kind, its = schema.field(name).type, other.field(name).type
+        if _family(kind, exact) != _family(its, exact):
+            # Bytes are scaled and integers stay integers, so that a mixture would change the meaning of the training rows.
+            raise UsageError(f"column '{name}' has the type {kind}, but in the validation data {its}; cast one of them.")
+
+
+def _family(kind: pa.DataType, exact: bool) -> str:
+    """Types of one family can be united; with `exact` also the sort of number matters."""
+    if is_vector(kind):
+        return "vector"
+    if pa.types.is_fixed_size_list(kind):
+        return f"{kind.list_size} of {_family(kind.value_type, exact)}"
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return f"list of {_family(kind.value_type, exact)}"
+    if not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        return str(kind)
+    if not exact:
+        return "number"
+    return "byte" if pa.types.is_uint8(kind) else "integer" if pa.types.is_integer(kind) else "float"
 
 
 def _with_held(source: Source, held: Source) -> Source:
+    if type(source) is type(held):
+        _fit(source, held)
     columns = replace(source.columns, validation=HELD)
     if isinstance(source, TableSource) and isinstance(held, TableSource):
-        source.columns.check(held.table.schema)
         names = source.columns.needed()
         parts = [
             t.select(names).append_column(HELD, pa.repeat(pa.scalar(flag), len(t)))
@@ -191,7 +266,12 @@ def _with_held(source: Source, held: Source) -> Source:
 
 
 def stream(source: TableSource | MappedSource | ParquetSource, rank: int, size: int) -> Iterator[pa.RecordBatch]:
-    """Worker `rank`'s rows, those with number % size == rank, with their number as `__row`."""
+    """Worker `rank`'s rows, those with number % size == rank, with their number as `__row`; 0 <= rank < size.
+
+    >>> table = pa.table({"features": [0.0, 1.0, 2.0, 3.0, 4.0], "label": [0, 1, 0, 1, 0]})
+    >>> [batch.column("__row").to_pylist() for batch in stream(TableSource(table, Columns()), rank=1, size=2)]
+    [[1, 3]]
+    """
     row = 0
     for batch in _batches(source):
         first = (rank - row) % size

@@ -15,8 +15,9 @@ import pyarrow as pa
 from firesteel.checkpoint import StoreBoard
 from firesteel.data.source import stream
 from firesteel.failures import Failed
-from firesteel.net.gang import open_store
-from firesteel.process import RESULT, run_worker
+from firesteel.net.meeting import open_store
+from firesteel.process import run_worker
+from firesteel.results import RESULT
 
 
 def live(folder: str, rank: int) -> NoReturn:

@@ -23,7 +23,7 @@ from firesteel.errors import ClusterError, UsageError
 from firesteel.failures import failures_on, raise_cause
 from firesteel.job import Job
 from firesteel.local.nursery import Nursery
-from firesteel.net.gang import Meeting, serve_store
+from firesteel.net.meeting import Meeting, serve_store
 from firesteel.stopping import Patience, plain_interrupts
 
 Watch = Callable[[Board], None]  # called several times a second while the run goes on
@@ -51,7 +51,7 @@ class Local:
 
 
 def run(job: Job, source: Any, on: Local, watch: Watch) -> list[pa.RecordBatch]:
-    """Run the job; returns the results of all workers, as `process.RESULT` rows."""
+    """Run the job; returns the results of all workers, as `results.RESULT` rows."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     job = replace(job, threads=on.threads or max(1, cores // on.workers), max_memory_bytes=on.max_memory_bytes)
     if isinstance(source, FrameSource):

@@ -13,7 +13,7 @@ from firesteel.checkpoint import Board, Folder, StoreBoard
 from firesteel.errors import ClusterError
 from firesteel.failures import Failed, describe
 from firesteel.job import Job
-from firesteel.net.gang import Meeting, open_store, serve_store
+from firesteel.net.meeting import Meeting, open_store, serve_store
 from firesteel.process import run_worker
 
 

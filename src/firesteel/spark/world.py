@@ -19,7 +19,7 @@ from firesteel.data.source import FrameSource, ParquetSource, TableSource
 from firesteel.errors import ClusterError, FiresteelError, Interrupted, RendezvousTimeout, UsageError
 from firesteel.failures import failures_on, found_in, raise_cause
 from firesteel.job import Job
-from firesteel.net.gang import serve_store
+from firesteel.net.meeting import serve_store
 from firesteel.spark.task import Gang, task
 from firesteel.stopping import Patience, plain_interrupts
 
@@ -54,7 +54,7 @@ class Spark:
 
 
 def run(job: Job, source: Any, on: Spark, watch: Callable[[Board], None]) -> list[pa.RecordBatch]:
-    """Run the job; returns the results of all workers, as `process.RESULT` rows."""
+    """Run the job; returns the results of all workers, as `results.RESULT` rows."""
     session = session_of(on, source)
     classic = not _is_connect(session)
     frame = _frame(source, session)

@@ -1,0 +1,68 @@
+"""What a worker keeps while it trains and hands over at the end."""
+
+from __future__ import annotations
+
+import copy
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import nn
+
+from firesteel.net.protocol import Vec
+
+RESULT = pa.schema([("kind", pa.string()), ("rank", pa.int32()), ("payload", pa.binary())])
+_CHUNK_BYTES = 32 * 2**20
+
+
+@final
+@dataclass
+class Kept:
+    """Published models that wait on disk to be evaluated when the clock no longer runs."""
+
+    file: Any = field(default_factory=tempfile.TemporaryFile)
+    marks: list[dict[str, float]] = field(default_factory=list)
+    shapes: list[tuple[int, ...]] = field(default_factory=list)
+
+    def add(self, params: Vec, statistics: Vec, mark: dict[str, float]) -> None:
+        self.shapes.append(tuple(params.shape))
+        self.marks.append(mark)
+        for x in (params, statistics):
+            self.file.write(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+
+    def read(self, dtype: torch.dtype, statistics: int) -> Iterator[tuple[int, Vec, Vec]]:
+        """Each model with its number, in the order in which they were published."""
+        _ = self.file.seek(0)
+        size = torch.empty(0, dtype=dtype).element_size()
+        for number, shape in enumerate(self.shapes):
+            numel = int(np.prod(shape))
+            data = bytearray(self.file.read((numel + statistics) * size))
+            flat = torch.frombuffer(data, dtype=dtype)
+            yield number, flat[:numel].view(shape), flat[numel:]
+
+
+def twin(module: nn.Module) -> nn.Module:
+    """A copy whose parameters have memory of their own."""
+    other = copy.deepcopy(module)
+    for p, q in zip(other.parameters(), module.parameters(), strict=True):
+        p.data = q.data.clone()
+    return other
+
+
+def ipc(table: pa.Table) -> bytes:
+    """A table as an Arrow stream."""
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    return sink.getvalue().to_pybytes()
+
+
+def rows(kind: str, rank: int, payload: bytes) -> Iterator[pa.RecordBatch]:
+    """One result, cut into rows that Arrow and Spark carry easily."""
+    for start in range(0, max(1, len(payload)), _CHUNK_BYTES):
+        part = payload[start : start + _CHUNK_BYTES]
+        yield pa.record_batch([pa.array([kind]), pa.array([rank], pa.int32()), pa.array([part], pa.binary())], schema=RESULT)
