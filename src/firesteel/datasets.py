@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import os
 import urllib.request
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -47,8 +48,13 @@ def _table(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> pa.Table:
 def digits() -> Dataset:
     """Handwritten digits bundled with scikit-learn: 1,797 rows of 8 x 8 grey values in 0 .. 1, 10 classes, a fifth for testing.
 
-    >>> digits().train[0].shape
-    (1433, 64)
+    The split is the same every time and holds a fifth of every class, rounded up.
+
+    Raises:
+        UsageError: scikit-learn is not installed.
+
+    >>> digits().train[0].shape, digits().test[0].shape
+    ((1433, 64), (364, 64))
     """
     try:
         from sklearn.datasets import load_digits
@@ -89,24 +95,32 @@ def mnist(folder: str | Path | None = None) -> Dataset:
         folder = Path(known) / "mnist" if known else Path.home() / ".cache" / "firesteel" / "mnist"
         if not known:
             _download(folder)
-    parts = {name: _idx(Path(folder), name) for name in _MNIST}
-    x, y, xt, yt = parts.values()
+    x, y, xt, yt = (_idx(Path(folder), name) for name in _MNIST)
+    for images, labels, part in ((x, y, "train"), (xt, yt, "t10k")):
+        if images.shape[1:] != (28, 28) or labels.ndim != 1 or len(images) != len(labels):
+            raise UsageError(
+                f"the {part} files in {folder} do not belong together: images {images.shape}, labels {labels.shape}; "
+                "MNIST has [n, 28, 28] and [n]."
+            )
     return Dataset("mnist", (x, y.astype(np.int64)), (xt, yt.astype(np.int64)), 10)
 
 
 def _idx(folder: Path, name: str) -> np.ndarray[Any, Any]:
     packed, plain = folder / f"{name}.gz", folder / name
     if packed.exists():
-        data = gzip.decompress(packed.read_bytes())
+        try:
+            data = gzip.decompress(packed.read_bytes())
+        except (OSError, EOFError, zlib.error) as error:
+            raise UsageError(f"{packed} cannot be unpacked: {error}. Fetch it again.") from error
     elif plain.exists():
         data = plain.read_bytes()
     else:
         raise UsageError(f"MNIST needs {packed} (or {plain.name}); put the four IDX files into {folder}.")
-    if len(data) < 8 or data[:3] != b"\0\0\x08":
+    if len(data) < 8 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
         raise UsageError(f"{folder / name} is not an IDX file of bytes.")
     shape = tuple(int(n) for n in np.frombuffer(data, ">i4", data[3], 4))
     if len(data) != 4 + 4 * data[3] + int(np.prod(shape)):
-        raise UsageError(f"{folder / name} is cut short: its header promises {shape}.")
+        raise UsageError(f"{folder / name} is of the wrong length: its header promises {shape}.")
     return np.frombuffer(data, np.uint8, offset=4 + 4 * data[3]).reshape(shape).copy()
 
 
@@ -132,7 +146,11 @@ def _download(folder: Path) -> None:
 
 
 def load(name: str) -> Dataset:
-    """A data set by name: "digits", "mnist", or "mnist:FOLDER"."""
+    """A data set by name: "digits", "mnist", or "mnist:FOLDER".
+
+    >>> load("digits").classes
+    10
+    """
     kind, _, folder = name.partition(":")
     if kind == "digits" and not folder:
         return digits()

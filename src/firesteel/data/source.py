@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from numbers import Real
 from typing import Any, Literal, final
 
 import numpy as np
@@ -89,7 +88,7 @@ def resolve(
     share, held, indicator = 0.0, None, None
     if isinstance(validation, bool):
         raise UsageError("validation is a share such as 0.1, the name of a boolean column, other data, or None.")
-    if isinstance(validation, Real):
+    if isinstance(validation, int | float | np.floating | np.integer):
         if not 0 <= validation < 1:
             raise UsageError(f"validation={validation}: a share must be at least 0 and below 1.")
         share = float(validation)
