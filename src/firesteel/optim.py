@@ -53,6 +53,8 @@ class SGD:
     """L2 penalty, >= 0."""
     groups: Groups | None = None
     """module -> parameter groups, for example with a decay mask."""
+    fused: bool = True
+    """Use PyTorch's fused kernel, one pass over memory; it equals the plain one to rounding."""
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         return _build(torch.optim.SGD, self, module)
@@ -73,6 +75,8 @@ class Adam:
     """L2 penalty, >= 0."""
     groups: Groups | None = None
     """module -> parameter groups, for example with a decay mask."""
+    fused: bool = True
+    """Use PyTorch's fused kernel, one pass over memory; it equals the plain one to rounding."""
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         return _build(torch.optim.Adam, self, module)
@@ -93,6 +97,8 @@ class AdamW:
     """Share of each weight taken off per unit of learning rate, >= 0."""
     groups: Groups | None = None
     """module -> parameter groups, for example with a decay mask."""
+    fused: bool = True
+    """Use PyTorch's fused kernel, one pass over memory; it equals the plain one to rounding."""
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         return _build(torch.optim.AdamW, self, module)
@@ -113,6 +119,8 @@ class Adagrad:
     """L2 penalty, >= 0."""
     groups: Groups | None = None
     """module -> parameter groups, for example with a decay mask."""
+    fused: bool = True
+    """Use PyTorch's fused kernel, one pass over memory; it equals the plain one to rounding."""
 
     def build(self, module: nn.Module) -> torch.optim.Optimizer:
         return _build(torch.optim.Adagrad, self, module)

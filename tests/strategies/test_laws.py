@@ -46,17 +46,18 @@ def test_model_averaging_every_step_with_plain_sgd_is_sync_sgd(shared):
     close(flat(train(data, ModelAveraging(period=1), 2).model), flat(train(data, SyncSGD(), 2).model))
 
 
-def test_single_is_the_bare_loop_bit_for_bit():
+@pytest.mark.parametrize("fused", [True, False])
+def test_single_is_the_bare_loop_bit_for_bit(fused):
     x, y = rows(130)
     (part,) = parts(x, y, 1)
     module = initial()
-    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-3, fused=fused)
     for step in range(1, part.plan.total_steps + 1):
         index = part.plan.index(step)
         optimizer.zero_grad()
         F.cross_entropy(module(part.x[index]), part.y[index]).backward()
         optimizer.step()
-    run = train((x, y), Single(), 1, firesteel.Adam(lr=1e-3))
+    run = train((x, y), Single(), 1, firesteel.Adam(lr=1e-3, fused=fused))
     assert torch.equal(flat(run.model), flat(module))
 
 
