@@ -60,6 +60,10 @@ class Folder:
             raise UsageError(f"{self.uri!r} is no folder that can be opened: {error}") from error
         return system, f"{path.rstrip('/')}/{name}" if name else path
 
+    def absolute(self) -> str:
+        """The folder by a name that means the same to processes that were started elsewhere."""
+        return self.uri if "://" in self.uri else os.path.abspath(os.path.expanduser(self.uri))
+
     @property
     def is_local(self) -> bool:
         return "://" not in self.uri or self.uri.startswith("file://")

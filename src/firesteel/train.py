@@ -130,7 +130,8 @@ def train(
     }
     _check(on, strategy, optimizer, schedule, sizes)
     _check_stopping(early_stopping, metrics, bool(share) or source.columns.validation is not None)
-    folder = str(run_dir) if run_dir is not None else (str(resume) if isinstance(resume, str | Path) else None)
+    given = run_dir if run_dir is not None else resume if isinstance(resume, str | Path) else None
+    folder = None if given is None else Folder(str(given)).absolute()
     job = Job(
         model,
         strategy,

@@ -139,7 +139,7 @@ def test_every_row_once_an_epoch_and_as_many_batches_everywhere(rows, workers, b
         for epoch in range(epochs):
             of_epoch = torch.cat(seen[epoch * plan.epoch_steps : (epoch + 1) * plan.epoch_steps])
             assert sorted(of_epoch.tolist()) == list(range(share))
-    if most > 2 * batch:
+    if share > 30:  # two orders of so many rows are never the same by chance
         assert not torch.equal(plan.order(0), plan.order(1))
 
 

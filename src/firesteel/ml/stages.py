@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 from typing import Any, final
@@ -17,6 +18,19 @@ from firesteel.ml.params import from_json, to_json
 _FILES = ("model.json", "model.safetensors", "model.pt2", "model.pkl")
 
 
+def located(path: str) -> str:
+    """A path without a scheme as Spark means it: on its default file system, which on this machine starts at our own folder."""
+    if "://" in path:
+        return path
+    session: Any = SparkSession.active()
+    if not type(session).__module__.startswith("pyspark.sql.connect"):
+        conf = session.sparkContext._jsc.hadoopConfiguration()
+        if not conf.get("fs.defaultFS", "file:///").startswith("file:"):
+            jvm_path = session.sparkContext._jvm.org.apache.hadoop.fs.Path(path)
+            return jvm_path.getFileSystem(conf).makeQualified(jvm_path).toString()
+    return os.path.abspath(path)
+
+
 @final
 class StageWriter(MLWriter):
     """Writes `metadata/` as Spark does, and for a model the folder `model/`."""
@@ -27,10 +41,10 @@ class StageWriter(MLWriter):
         self._format: persistence.Format = format
 
     def _handleOverwrite(self, path: str) -> None:
-        Folder(path).delete("")  # Spark's own way needs the JVM, which Spark Connect does not offer
+        Folder(located(path)).delete("")  # Spark's own way needs the JVM, which Spark Connect does not offer
 
     def saveImpl(self, path: str) -> None:
-        stage = self._stage
+        stage, path = self._stage, located(path)
         ours = {p.name: to_json(p.name, v) for p, v in stage._paramMap.items()}
         if hasattr(stage, "_write_model"):
             with tempfile.TemporaryDirectory(prefix="firesteel-") as aside:
@@ -51,6 +65,7 @@ class StageReader(MLReader[Any]):
         self._cls: Any = cls
 
     def load(self, path: str) -> Any:
+        path = located(path)
         metadata = DefaultParamsReader.loadMetadata(path, SparkSession.active())
         expected = f"{self._cls.__module__}.{self._cls.__name__}"
         if metadata["class"] != expected:
