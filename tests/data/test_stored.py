@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from firesteel.data.columns import ROW, Columns, Image, Sequence
@@ -130,6 +130,10 @@ def test_a_file_is_used_only_beyond_the_limit(tmp_path):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.integers(1, 5), st.sampled_from([1, 2**30]), st.booleans())
+@example([0, 2], 1, 2**30, False)  # drawn too seldom: a batch without steps, first
+@example([2, 0], 1, 2**30, False)  # last
+@example([2, 0], 1, 1, False)  # last, in a file
+@example([0, 0], 1, 2**30, False)  # nothing but such batches
 def test_sequences_without_steps(lengths, chunk, memory, flat):
     """Also where a whole batch has no step, so that its width is not known."""
     step = 1.0 if flat else [1.0, 2.0]
