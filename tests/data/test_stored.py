@@ -128,6 +128,34 @@ def test_a_file_is_used_only_beyond_the_limit(tmp_path):
         build(KINDS["bytes"], memory=PIXELS.nbytes - 1, folder=folder)
 
 
+@pytest.mark.parametrize("memory", [1, 2**30], ids=["spilled", "converted"])
+def test_batches_are_let_go(tmp_path, memory):
+    """A batch of a stream is one piece of memory: neither its labels nor its row numbers may keep it there."""
+    batches, rows, width = 40, 100, 500
+    schema = pa.schema(
+        {"x": pa.list_(pa.float64(), width), "label": pa.int64(), "w": pa.float32(), "held": pa.bool_(), ROW: pa.int64()}
+    )
+    path = str(tmp_path / "stream")
+    with pa.OSFile(path, "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for i in range(batches):
+            x = pa.FixedSizeListArray.from_arrays(pa.array(np.full(rows * width, float(i))), width)
+            small = [np.zeros(rows, np.int64), np.ones(rows, np.float32), np.zeros(rows, bool), np.arange(rows) + i * rows]
+            writer.write_batch(pa.record_batch([x, *map(pa.array, small)], schema=schema))
+    before, most = pa.total_allocated_bytes(), 0
+
+    def watched(stream):
+        nonlocal most
+        for batch in stream:
+            most = max(most, pa.total_allocated_bytes() - before)
+            yield batch
+
+    with pa.OSFile(path) as source, pa.ipc.open_stream(source) as reader:
+        shard = build_shard(watched(reader), Columns("x", "label", "w", "held"), memory, str(tmp_path))
+    one_bytes = rows * width * 8
+    assert one_bytes <= most < 4 * one_bytes
+    assert shard.rows == batches * rows and shard.block(rows, rows + 1).inputs[0][0, 0] == 1
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=12), st.integers(1, 5), st.sampled_from([1, 2**30]), st.booleans())
 @example([0, 2], 1, 2**30, False)  # drawn too seldom: a batch without steps, first

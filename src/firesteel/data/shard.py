@@ -194,8 +194,8 @@ class _Pile:
             self.file.flush()
             shape = (self.rows, *self.inner)
             return torch.from_numpy(np.memmap(self.file, self.dtype, "r+", shape=shape))
-        # A copy, as Arrow's memory may not be written to. Each chunk is let go once it is copied, so that the rows are
-        # in memory once and not twice.
+        # A copy, as Arrow's memory may not be written to. Each chunk is let go once it is copied, so that rows in Arrow's
+        # own memory are there once and not twice.
         whole, at = np.empty((self.rows, *self.inner), self.dtype), 0
         self.chunks.reverse()
         while self.chunks:
@@ -234,7 +234,8 @@ def build_shard(
         elif piles:  # sequences without a single step
             found["values"] = values.reshape(0, *piles["values"].inner).astype(piles["values"].dtype)
         for name, chunk in found.items():
-            piles.setdefault(name, _Pile()).add(chunk)
+            # A batch lies in memory as one piece: a view of its smallest column would keep all of it there.
+            piles.setdefault(name, _Pile()).add(chunk if name == "values" else chunk.copy())
         if not spilled and piles["values"].nbytes > max_memory_bytes:
             piles["values"].spill(spill_dir)
             spilled = True
