@@ -75,6 +75,11 @@ def target_kind(loss: str | Callable[..., Any]) -> Literal["class", "value"]:
     return "class" if loss == "cross_entropy" else "value"
 
 
+def default_metrics(loss: str | Callable[..., Any]) -> tuple[str, ...]:
+    """What is measured where nothing is asked for: accuracy wherever labels are classes, one logit or many."""
+    return ("accuracy",) if loss == "bce_with_logits" or target_kind(loss) == "class" else ()
+
+
 def resolve_loss(loss: str | Callable[..., Any], weighted: bool) -> Loss:
     """The loss as (outputs, targets, weights or None) -> scalar.
 

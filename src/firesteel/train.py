@@ -26,7 +26,7 @@ from firesteel.evaluate import probe
 from firesteel.job import EarlyStopping, Job, Model
 from firesteel.local import world as local
 from firesteel.local.world import Local, new_secret
-from firesteel.losses import resolve_loss, resolve_metrics, target_kind
+from firesteel.losses import default_metrics, resolve_loss, resolve_metrics, target_kind
 from firesteel.net.protocol import Strategy
 from firesteel.optim import Adam, ByEpochs, BySteps, OptimizerSettings, Schedule
 from firesteel.outcome import assemble, described, rescue
@@ -118,7 +118,7 @@ def train(
     began = time.perf_counter()
     target = target_kind(loss)
     source, share = resolve(data, features, label, weight, validation, target)
-    metrics = (("accuracy",) if target == "class" else ()) if metrics is None else tuple(metrics)
+    metrics = default_metrics(loss) if metrics is None else tuple(metrics)
     if epochs is None and max_steps is None and max_seconds is None:
         epochs = 5
     sizes = {

@@ -31,7 +31,9 @@ class Column:
 
     def fail(self, bad: Any, what: str) -> UsageError:
         count, first = int(bad.sum()), int(self.rows[int(np.argmax(bad))])
-        rows = f"{count} row{'s' if count > 1 else ''}, the first is row {first}"
+        partition, within = divmod(first, 2**33)  # how Spark numbers rows
+        place = f"row {within} of partition {partition}" if partition else f"row {within}"
+        rows = f"{count} row{'s' if count > 1 else ''}, the first is {place}"
         return UsageError(f"column '{self.name}' {what} ({rows}).")
 
     def no_nulls(self) -> None:

@@ -14,8 +14,8 @@ import cloudpickle
 import pyarrow as pa
 
 from firesteel.checkpoint import Board, Folder, StoreBoard
-from firesteel.data.frame import deal
-from firesteel.data.source import FrameSource, ParquetSource, TableSource
+from firesteel.data.frame import deal, united
+from firesteel.data.source import HELD, FrameSource, ParquetSource, TableSource
 from firesteel.errors import ClusterError, FiresteelError, Interrupted, RendezvousTimeout, UsageError
 from firesteel.failures import failures_on, found_in, raise_cause
 from firesteel.job import Job
@@ -106,7 +106,11 @@ def _frame(source: Any, session: Any) -> Any:
     if isinstance(source, FrameSource):
         return source.frame
     if isinstance(source, ParquetSource):
-        return session.read.parquet(source.path)
+        frame = session.read.parquet(source.path)
+        if source.held is None:
+            return frame
+        names = [n for n in source.columns.needed() if n != HELD]
+        return united(frame, session.read.parquet(source.held), names, HELD)
     assert isinstance(source, TableSource)
     return session.createDataFrame(source.table)
 

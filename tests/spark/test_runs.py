@@ -1,0 +1,98 @@
+"""Runs on two executors: files as data, stop and resume, columns with bad rows in later partitions."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+import firesteel
+from firesteel import Adam, ModelAveraging, Spark, SyncSGD
+
+pytestmark = pytest.mark.spark
+
+
+def table(n: int, seed: int = 0) -> pa.Table:
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, 6)).astype(np.float32)
+    return pa.table({"features": list(x), "label": x[:, :3].argmax(1)})
+
+
+def net():
+    return firesteel.models.MLP(6, 16, 3)
+
+
+def parameters(run):
+    return torch.cat([p.detach().flatten() for p in run.model.parameters()])
+
+
+def test_parquet_files_with_validation_files_of_their_own(spark, tmp_path):
+    pq.write_table(table(300), tmp_path / "train.parquet")
+    pq.write_table(table(100, seed=1), tmp_path / "held.parquet")
+    settings = {
+        "validation": str(tmp_path / "held.parquet"),
+        "optimizer": Adam(lr=1e-2),
+        "epochs": 10,
+        "seed": 1,
+        "progress": "none",
+    }
+    on_spark = firesteel.train(net, str(tmp_path / "train.parquet"), on=Spark(workers=2), **settings)
+    local = firesteel.train(net, str(tmp_path / "train.parquet"), on=firesteel.Local(workers=2), **settings)
+    assert on_spark.timing["samples"] == 300 * 10
+    assert on_spark.metrics["validation_accuracy"] == pytest.approx(local.metrics["validation_accuracy"], abs=0.03)
+    assert on_spark.metrics["validation_accuracy"] > 0.8
+    expected = on_spark.evaluate(str(tmp_path / "held.parquet"))["accuracy"]
+    assert on_spark.metrics["validation_accuracy"] == pytest.approx(expected)
+
+
+@dataclass(frozen=True)
+class Killed:
+    """SyncSGD whose worker 1 is killed at step 30, once."""
+
+    note: str
+
+    async def run(self, worker, net):
+        for step, batch in worker.steps():
+            worker.step(await net.all_reduce(worker.gradient(batch), weight=batch.weight))
+            net.publish(worker.params)
+            if step == 30 and net.rank == 1 and not os.path.exists(self.note):
+                open(self.note, "w").close()
+                os.kill(os.getpid(), signal.SIGKILL)
+        return worker.params
+
+
+def test_a_run_whose_worker_was_killed_is_resumed_bit_for_bit(spark, tmp_path):
+    frame = spark.createDataFrame(table(200)).cache()
+    settings = {"on": Spark(workers=2), "optimizer": Adam(lr=1e-3), "batch_size": 10, "epochs": 6, "progress": "none"}
+    (tmp_path / "never").touch()
+    whole = firesteel.train(net, frame, strategy=Killed(str(tmp_path / "never")), **settings)
+    strategy = Killed(str(tmp_path / "once"))
+    with pytest.raises(firesteel.WorkerLost):
+        firesteel.train(net, frame, strategy=strategy, run_dir=tmp_path / "run", **settings)
+    resumed = firesteel.train(net, frame, strategy=strategy, run_dir=tmp_path / "run", resume=True, **settings)
+    assert torch.equal(parameters(resumed), parameters(whole))
+    assert resumed.history["samples"].to_pylist()[-1] == whole.history["samples"].to_pylist()[-1]
+
+
+def test_stopped_by_the_clock_and_resumed(spark, tmp_path):
+    frame = spark.createDataFrame(table(200)).cache()
+    settings = {"strategy": ModelAveraging(16), "on": Spark(workers=2), "batch_size": 5, "epochs": 150, "progress": "none"}
+    whole = firesteel.train(net, frame, **settings)
+    first = firesteel.train(net, frame, run_dir=tmp_path / "run", max_seconds=0.2, **settings)
+    assert first.status == "stopped" and 0 < first.settings["steps"] < whole.settings["steps"]
+    second = firesteel.train(net, frame, run_dir=tmp_path / "run", resume=True, **settings)
+    assert torch.equal(parameters(second), parameters(whole))
+
+
+def test_a_bad_row_is_named_by_its_partition(spark):
+    frame = spark.range(0, 40, 1, 2).selectExpr(
+        "array_repeat(if(id = 37, double('NaN'), double(id)), 6) as features", "int(id % 3) as label"
+    )
+    with pytest.raises(firesteel.UsageError, match=r"holds NaN or infinity; .*row 17 of partition 1"):
+        firesteel.train(net, frame, on=Spark(workers=2), progress="none")
