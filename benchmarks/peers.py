@@ -253,7 +253,8 @@ def page(medians: dict[str, Figures], cold: float, repetitions: int) -> str:
             "MNIST, MLP 784-256-128-10, Adam (0.002), batch 64 a worker, workers of one thread, two epochs; medians of "
             f"{repetitions} interleaved repetitions on a warm session of two executors; `make bench-peers`. The first call on "
             f"the cold session took {cold:.1f} s. Ours run with Firesteel's defaults, among them PyTorch's fused Adam kernel; "
-            "the peers are shown as their users write them and with that kernel too. Spark ML's figure counts the rows of its full-batch passes.",
+            "the peers are shown as their users write them and with that kernel too. Spark ML's figure counts the rows of its "
+            "full-batch passes.",
             report.table(["", "samples/s", "call, s", "call to first step, s", "test accuracy"], rows),
             report.table(["", "measured", "bar", ""], verdicts),
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import numpy as np
@@ -34,7 +35,7 @@ def test_history_has_a_row_an_epoch(run):
     assert [row["epoch"] for row in rows] == [1, 2, 3]
     assert [row["samples"] for row in rows] == [k * rows[0]["samples"] for k in (1, 2, 3)]
     assert rows[0]["train_loss"] > rows[1]["train_loss"] > rows[2]["train_loss"] > 0
-    assert all(a["seconds"] < b["seconds"] for a, b in zip(rows, rows[1:], strict=False))
+    assert all(a["seconds"] < b["seconds"] for a, b in itertools.pairwise(rows))
     # one ring all-reduce of the gradient, of two workers, a step, and a few numbers beside it
     parameters = sum(p.numel() for p in run.model.parameters())
     gradients = 2 * 4 * parameters * rows[0]["step"]
@@ -101,9 +102,16 @@ def test_early_stopping_hands_back_the_best_model():
     rng = np.random.default_rng(0)
     data = rng.standard_normal((300, 8)).astype(np.float32), rng.integers(0, 2, 300)
     run = firesteel.train(
-        lambda: firesteel.models.MLP(8, 64, 2), data, on=Local(2), strategy=ModelAveraging(4), optimizer=firesteel.Adam(lr=1e-2),
-        epochs=100, validation=0.3, early_stopping=EarlyStopping("loss", patience=3), progress="none",
-    )  # fmt: skip
+        lambda: firesteel.models.MLP(8, 64, 2),
+        data,
+        on=Local(2),
+        strategy=ModelAveraging(4),
+        optimizer=firesteel.Adam(lr=1e-2),
+        epochs=100,
+        validation=0.3,
+        early_stopping=EarlyStopping("loss", patience=3),
+        progress="none",
+    )
     losses = run.history["validation_loss"].to_pylist()
     best = int(np.argmin(losses))
     assert run.status == "stopped early" and len(losses) == best + 1 + 3 < 100

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 
 import pytest
 import torch
@@ -108,7 +109,7 @@ def test_gradients_are_those_of_plain_pytorch(make, inputs, bucket_bytes):
             torch.testing.assert_close(slot.view(grads), expected, rtol=1e-6, atol=1e-7)
         if bucket_bytes:  # from the last parameters to the first, each once, without gaps
             assert told[0].stop == grads.numel() and told[-1].start == 0
-            assert all(a.start == b.stop for a, b in zip(told, told[1:], strict=False))
+            assert all(a.start == b.stop for a, b in itertools.pairwise(told))
 
 
 def test_a_bucket_is_told_only_when_it_is_complete():

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import firesteel
-from firesteel import Adam, ModelAveraging, Spark, SyncSGD
+from firesteel import Adam, ModelAveraging, Spark
 
 pytestmark = pytest.mark.spark
 
