@@ -20,14 +20,36 @@ from firesteel.local.world import Local
 from firesteel.optim import SGD, Adagrad, Adam, AdamW, ByEpochs, BySteps, Optimizer
 from firesteel.persistence import load
 from firesteel.run import Run
+from firesteel.server import TLS, Server
 from firesteel.spark.world import Spark
-from firesteel.strategies import DiLoCo, Ensemble, ModelAveraging, PostLocalSGD, Single, SlowMo, SyncSGD
+from firesteel.strategies import (
+    ADAG,
+    AEASGD,
+    AGN,
+    EAMSGD,
+    EASGD,
+    DiLoCo,
+    Downpour,
+    DynSGD,
+    Ensemble,
+    ModelAveraging,
+    PostLocalSGD,
+    Single,
+    SlowMo,
+    SyncSGD,
+)
 from firesteel.train import stop, train
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "ADAG",
+    "AEASGD",
+    "AGN",
+    "EAMSGD",
+    "EASGD",
     "SGD",
+    "TLS",
     "Adagrad",
     "Adam",
     "AdamW",
@@ -36,6 +58,8 @@ __all__ = [
     "ClusterError",
     "DiLoCo",
     "Diverged",
+    "Downpour",
+    "DynSGD",
     "EarlyStopping",
     "Ensemble",
     "FiresteelError",
@@ -48,6 +72,7 @@ __all__ = [
     "RendezvousTimeout",
     "Run",
     "Sequence",
+    "Server",
     "Single",
     "SlowMo",
     "Spark",

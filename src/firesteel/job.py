@@ -43,6 +43,30 @@ class EarlyStopping:
 
 @final
 @dataclass(frozen=True)
+class Apart:
+    """Work with a server: workers that come and go."""
+
+    finder: Any
+    """A `net.hosting.Finder`."""
+    size: int
+    """Parameters of the model, as the caller counted them."""
+    restart_seconds: float
+    """How long to wait for a server that has gone; 0 if it does not come back."""
+
+
+@final
+@dataclass(frozen=True)
+class Score:
+    """Evaluate models on the rows held out."""
+
+    params: Any
+    """[models, P]"""
+    statistics: Any
+    """[models, Q]"""
+
+
+@final
+@dataclass(frozen=True)
 class Job:
     """The settings of one run, as every worker gets them."""
 
@@ -68,6 +92,8 @@ class Job:
     threads: int | None = None
     max_memory_bytes: int = 2 * 2**30
     secret: str = ""
+    work: Apart | Score | None = None
+    """None: train together, as a gang."""
     settings: dict[str, Any] = field(default_factory=dict)  # what a point must agree on to be resumed
 
     def build(self) -> nn.Module:

@@ -25,6 +25,7 @@ from firesteel.evaluate import named, sums
 from firesteel.job import Job
 from firesteel.losses import resolve_loss, resolve_metrics
 from firesteel.models.voting import Voting
+from firesteel.results import by_part
 from firesteel.run import Run
 from firesteel.worker import layout
 
@@ -60,28 +61,53 @@ def described(job: Job, on: Any) -> dict[str, Any]:
 def assemble(
     batches: list[pa.RecordBatch], job: Job, module: nn.Module, on: Any, called_at: float, began: float, example: Any
 ) -> Run:
-    parts: dict[tuple[str, int], list[bytes]] = {}
-    for batch in batches:
-        kinds, ranks, payloads = (batch.column(i).to_pylist() for i in range(3))
-        for kind, rank, payload in zip(kinds, ranks, payloads, strict=True):
-            parts.setdefault((kind, rank), []).append(payload)
-    whole = {key: b"".join(chunks) for key, chunks in parts.items()}
+    """The run of a gang."""
+    whole = by_part(batches)
     reports = [json.loads(whole["report", rank]) for rank in range(on.workers)]
-    trace = pa.concat_tables(_table(whole["trace", rank]) for rank in range(on.workers))
-    tensors, _ = unpack(whole["model", 0])
+    return assemble_run(
+        job,
+        module,
+        on,
+        called_at,
+        began,
+        example,
+        reports=reports,
+        tensors=unpack(whole["model", 0])[0],
+        history=_table(whole["history", 0]),
+        trace=pa.concat_tables(_table(whole["trace", rank]) for rank in range(on.workers)),
+        lead=reports[0],
+    )
+
+
+def assemble_run(
+    job: Job,
+    module: nn.Module,
+    on: Any,
+    called_at: float,
+    began: float,
+    example: Any,
+    *,
+    reports: list[dict[str, Any]],
+    tensors: dict[str, torch.Tensor],
+    history: pa.Table,
+    trace: pa.Table,
+    lead: dict[str, Any],
+    arrivals: pa.Table | None = None,
+) -> Run:
+    """A run from its parts: every worker's report, the final tensors, and what `lead` says of the whole."""
     first = min((r["first_step_at"] for r in reports if r["first_step_at"]), default=called_at)
-    lead = reports[0]
     samples = sum(r["samples"] for r in reports)
     timing = {
         "call_to_first_step_seconds": first - called_at,
-        **{name: max(r["timing"].get(name, 0.0) for r in reports) for name in lead["timing"]},
+        **{name: max(r["timing"].get(name, 0.0) for r in (*reports, lead)) for name in lead["timing"]},
         "samples": samples,
         "samples_per_second": samples / max(lead["timing"]["train_seconds"], 1e-9),
         "total_seconds": time.perf_counter() - began,
     }
     status = "stopped early" if lead["early"] else "stopped" if lead["stopped"] else "finished"
-    settings = {**described(job, on), "best": lead["best"], "steps": lead["steps"], "device": lead["device"]}
-    settings["hurried"] = lead["hurried"]
+    settings = {**described(job, on), **{name: lead[name] for name in ("best", "steps", "device", "hurried")}}
+    if "at_once" in lead:
+        settings["workers_at_once"] = lead["at_once"]
     model = _load(tensors, module, job)
     saving = {
         "spec": None if isinstance(model, Voting) else persistence.spec_of(model) or persistence.spec_of(job.model),
@@ -90,7 +116,7 @@ def assemble(
     }
     return Run(
         model,
-        _table(whole["history", 0]),
+        history,
         trace,
         timing,
         status,
@@ -98,6 +124,7 @@ def assemble(
         job.run_dir,
         saving,
         functools.partial(_score, job, model),
+        arrivals,
     )
 
 

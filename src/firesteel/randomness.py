@@ -32,6 +32,6 @@ def initialise(seed: int) -> None:
     _ = torch.manual_seed(seed_of(seed, "initialise"))
 
 
-def train(seed: int, rank: int) -> None:
-    """Set the global generator for training (dropout and whatever the model draws): one stream per worker."""
-    _ = torch.manual_seed(seed_of(seed, "train", rank))
+def train(seed: int, rank: int, attempt: int = 0) -> None:
+    """Set the global generator for training (dropout and whatever the model draws): one stream per worker and attempt."""
+    _ = torch.manual_seed(seed_of(seed, "train", rank, *([attempt] if attempt else [])))

@@ -66,3 +66,13 @@ def rows(kind: str, rank: int, payload: bytes) -> Iterator[pa.RecordBatch]:
     for start in range(0, max(1, len(payload)), _CHUNK_BYTES):
         part = payload[start : start + _CHUNK_BYTES]
         yield pa.record_batch([pa.array([kind]), pa.array([rank], pa.int32()), pa.array([part], pa.binary())], schema=RESULT)
+
+
+def by_part(batches: list[pa.RecordBatch]) -> dict[tuple[str, int], bytes]:
+    """The workers' results by kind and rank, put together again."""
+    parts: dict[tuple[str, int], list[bytes]] = {}
+    for batch in batches:
+        kinds, ranks, payloads = (batch.column(i).to_pylist() for i in range(3))
+        for kind, rank, payload in zip(kinds, ranks, payloads, strict=True):
+            parts.setdefault((kind, rank), []).append(payload)
+    return {key: b"".join(chunks) for key, chunks in parts.items()}

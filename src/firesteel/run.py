@@ -43,6 +43,8 @@ class Run:
     run_dir: str | None = None
     saving: dict[str, Any] = field(default_factory=dict, repr=False)
     score: Callable[[Any], dict[str, float]] | None = field(default=None, repr=False)
+    arrivals: pa.Table | None = field(default=None, repr=False)
+    """With a server: its log, every pull and push in order of arrival; see `firesteel.net.center.LOG`."""
 
     @property
     def metrics(self) -> dict[str, float]:

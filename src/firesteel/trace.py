@@ -13,7 +13,19 @@ from typing import final
 
 import pyarrow as pa
 
-KINDS = ("step", "all_reduce", "all_gather", "reduce_scatter", "broadcast", "send", "recv", "publish", "evaluate")
+KINDS = (
+    "step",
+    "all_reduce",
+    "all_gather",
+    "reduce_scatter",
+    "broadcast",
+    "send",
+    "recv",
+    "publish",
+    "evaluate",
+    "pull",
+    "push",
+)
 _NUMBER = {kind: i for i, kind in enumerate(KINDS)}
 
 SCHEMA = pa.schema(

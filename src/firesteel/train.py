@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import cloudpickle
-import pyarrow as pa
 import torch
 from torch import nn
 
 from firesteel import randomness
+from firesteel.apart import train_apart
 from firesteel.checkpoint import Board, Folder, Points
 from firesteel.data.columns import Features
 from firesteel.data.shard import build_shard
@@ -27,7 +27,7 @@ from firesteel.job import EarlyStopping, Job, Model
 from firesteel.local import world as local
 from firesteel.local.world import Local, new_secret
 from firesteel.losses import default_metrics, resolve_loss, resolve_metrics, target_kind
-from firesteel.net.protocol import Strategy
+from firesteel.net.protocol import Strategy, has_server
 from firesteel.optim import Adam, ByEpochs, BySteps, OptimizerSettings, Schedule
 from firesteel.outcome import assemble, described, rescue
 from firesteel.progress import Show, reporter
@@ -182,15 +182,18 @@ def train(
             if folder is not None and board != Folder(folder) and Folder(folder).get("stop") is not None:
                 board.put("stop", b"")
 
+        run_world: Any = local.run if isinstance(on, Local) else _spark_run()
         try:
-            run_world = local.run if isinstance(on, Local) else _spark_run()
-            batches = run_world(job, source, on, watch)  # pyright: ignore[reportArgumentType]
+            if has_server(strategy):
+                run = train_apart(job, source, on, run_world, module, watch, called_at, began, example, bool(resume))
+            else:
+                batches, _ = run_world(job, source, on, watch)
+                run = assemble(batches, job, module, on, called_at, began, example)
         except (FiresteelError, Interrupted) as error:
             rescue(error, seen.get("board"), job, module, folder)
             raise
         finally:
             reports.close()
-    run = assemble(batches, job, module, on, called_at, began, example)
     if run.settings["hurried"]:
         raise Interrupted(f"stopped by Ctrl-C at step {run.settings['steps']}; the error's `run` holds the model.", run)
     return run
@@ -201,7 +204,7 @@ def stop(run_dir: str | Path) -> None:
     Folder(str(run_dir)).put("stop", b"")
 
 
-def _spark_run() -> Callable[..., list[pa.RecordBatch]]:
+def _spark_run() -> Callable[..., Any]:
     from firesteel.spark.world import run
 
     return run

@@ -148,6 +148,11 @@ class Worker:
             yield step, batch if self._device.type == "cpu" else batch.to(self._device)
             self.on_step(step)
 
+    def fast_forward(self, steps: int) -> None:
+        """Go on after so many steps that an earlier attempt has done; the optimizer starts anew, its schedule does not."""
+        for self.steps_done in range(1, steps + 1):
+            self._advance_schedule()
+
     def last(self, step: int) -> bool:
         """Whether no step comes after this one."""
         return step >= self.plan.total_steps
@@ -189,14 +194,16 @@ class Worker:
             norm = torch.linalg.vector_norm(self.grads)
             self.grads.mul_(torch.clamp(self._clip_norm / (norm + 1e-6), max=1.0))
         _ = self.optimizer.step()
+        self._advance_schedule()
+
+    def _advance_schedule(self) -> None:
         if self.schedule is not None and (not self._by_epochs or self.steps_done % self.plan.epoch_steps == 0):
             self.schedule.step()
 
     @property
     def buffers(self) -> Vec:
         """A copy of the floating-point buffers that are not parameters (running statistics), flat, [Q]."""
-        found = [b.detach().reshape(-1).to(self._params.dtype) for b in _statistics(self.module)]
-        return torch.cat(found) if found else self._params.new_empty(0)
+        return statistics_of(self.module).to(self._params.dtype)
 
     @buffers.setter
     def buffers(self, value: Vec) -> None:
@@ -253,6 +260,12 @@ class Worker:
         torch.set_rng_state(tensors["generator"])
         if "generator.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["generator.cuda"].cpu(), self._device)
+
+
+def statistics_of(module: nn.Module) -> Vec:
+    """A copy of the floating-point buffers that are not parameters, flat, [Q]."""
+    found = [b.detach().reshape(-1) for b in _statistics(module)]
+    return torch.cat(found) if found else torch.empty(0)
 
 
 def _statistics(module: nn.Module) -> list[Tensor]:

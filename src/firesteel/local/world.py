@@ -22,8 +22,10 @@ from firesteel.data.source import FrameSource, ParquetSource, TableSource
 from firesteel.errors import ClusterError, UsageError
 from firesteel.failures import failures_on, raise_cause
 from firesteel.job import Job
-from firesteel.local.nursery import Nursery
+from firesteel.net.hosting import Collected, Serve
 from firesteel.net.meeting import Meeting, serve_store
+from firesteel.nursery import Nursery
+from firesteel.server import DEFAULT, Server
 from firesteel.stopping import Patience, plain_interrupts
 
 Watch = Callable[[Board], None]  # called several times a second while the run goes on
@@ -44,14 +46,18 @@ class Local:
     """A worker that is silent in a collective for longer is taken for dead."""
     start_seconds: float = 60.0
     """All workers must have met by then."""
+    server: Server = DEFAULT
+    """How the center is served, for strategies that have one."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UsageError(f"workers={self.workers}: a run needs at least one worker.")
 
 
-def run(job: Job, source: Any, on: Local, watch: Watch) -> list[pa.RecordBatch]:
-    """Run the job; returns the results of all workers, as `results.RESULT` rows."""
+def run(
+    job: Job, source: Any, on: Local, watch: Watch, serve: Serve | None = None
+) -> tuple[list[pa.RecordBatch], Collected | None]:
+    """Run the job; returns the results of all workers, as `results.RESULT` rows, and what the servers hold if there are any."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     job = replace(job, threads=on.threads or max(1, cores // on.workers), max_memory_bytes=on.max_memory_bytes)
     if isinstance(source, FrameSource):
@@ -65,14 +71,23 @@ def run(job: Job, source: Any, on: Local, watch: Watch) -> list[pa.RecordBatch]:
         for rank in range(on.workers)
     ]
     board = StoreBoard(store, job.secret)
-    with tempfile.TemporaryDirectory(prefix="firesteel-") as folder:
+    hosting = serve("127.0.0.1", store, store.port) if serve else contextlib.nullcontext()
+    with hosting as hosts, tempfile.TemporaryDirectory(prefix="firesteel-") as folder:
+        if hosts is not None:
+            job = replace(job, work=hosts.work)
         _ = Path(folder, "job.pkl").write_bytes(cloudpickle.dumps((job, meetings, _to_file(source, folder), gpus)))
-        _wait(folder, on.workers, board, watch)
+
+        def tick(board: Board) -> None:
+            if hosts is not None:
+                hosts.tick(board, job.epochs)
+            watch(board)
+
+        _wait(folder, on.workers, board, tick, 3 if hosts is not None else 0)
         batches: list[pa.RecordBatch] = []
         for rank in range(on.workers):
             with pa.OSFile(os.path.join(folder, f"result-{rank}")) as file, pa.ipc.open_stream(file) as reader:
                 batches += list(reader)
-        return batches
+        return batches, hosts.collect() if hosts is not None else None
 
 
 def _to_file(source: TableSource | ParquetSource, folder: str) -> TableSource | ParquetSource | Any:
@@ -88,12 +103,15 @@ def _to_file(source: TableSource | ParquetSource, folder: str) -> TableSource | 
     return MappedSource(path, source.columns)
 
 
-def _wait(folder: str, workers: int, board: StoreBoard, watch: Watch) -> None:
+def _wait(folder: str, workers: int, board: StoreBoard, watch: Watch, retries: int) -> None:
+    """Start the workers and wait for them; each that a signal ends is started again up to `retries` times."""
     nursery = Nursery.get()
-    nursery.fork(folder, workers)
+    for rank in range(workers):
+        nursery.fork("firesteel.local.child:live", folder, rank)
     rank_of: dict[int, int] = {}
     ended: dict[int, int] = {}
     failed_at: float | None = None
+    again = dict.fromkeys(range(workers), retries)
     patience = Patience()
     try:
         with plain_interrupts():
@@ -102,6 +120,10 @@ def _wait(folder: str, workers: int, board: StoreBoard, watch: Watch) -> None:
                     for event in nursery.news(folder, 0.1):
                         if "born" in event:
                             rank_of[event["born"]] = event["rank"]
+                        elif event["status"] < 0 and again[rank_of[event["exit"]]]:
+                            rank = rank_of.pop(event["exit"])
+                            again[rank] -= 1
+                            nursery.fork("firesteel.local.child:live", folder, rank)
                         else:
                             ended[rank_of[event["exit"]]] = event["status"]
                             if event["status"] and failed_at is None:

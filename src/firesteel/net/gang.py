@@ -7,7 +7,6 @@ own use of `torch.distributed`, does not meet it.
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar, final
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore
 
 from firesteel.errors import PeerLost, StrategyError
+from firesteel.net.pending import Pending
 from firesteel.net.protocol import Net, Op, Vec, WireType
 from firesteel.net.shared import SharedMemory
 from firesteel.trace import Trace
@@ -26,24 +26,6 @@ T = TypeVar("T")
 _OPS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 _WIRE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _LOST = ("closed by peer", "reset by peer", "timed out", "timeout", "broken pipe", "connection refused")
-
-
-@final
-class Pending(Awaitable[T]):
-    """A verb under way. `await` blocks until it is over, records how long that took, and hands over the result."""
-
-    def __init__(self, finish: Callable[[], T], trace: Trace, kind: str, sent: int) -> None:
-        self._finish: Callable[[], T] = finish
-        self._trace: Trace = trace
-        self._kind: str = kind
-        self._sent: int = sent
-
-    def __await__(self) -> Generator[Any, Any, T]:
-        since = time.perf_counter()
-        value = self._finish()
-        self._trace.verb(self._kind, self._sent, time.perf_counter() - since)
-        return value
-        yield  # never reached: makes this a generator that never suspends
 
 
 @contextlib.contextmanager
@@ -244,6 +226,14 @@ class GangNet:
             return x
 
         return self._done("recv", 0, finish)
+
+    # ---- what there is not -------------------------------------------------------------------------------------------
+
+    def pull(self) -> Awaitable[Vec]:
+        raise StrategyError("net.pull needs a server: give the strategy a method `merge(self, center, push)`.")
+
+    def push(self, delta: Vec) -> Awaitable[None]:
+        raise StrategyError("net.push needs a server: give the strategy a method `merge(self, center, push)`.")
 
     # ---- the gang ----------------------------------------------------------------------------------------------------
 

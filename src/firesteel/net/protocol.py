@@ -15,7 +15,8 @@ an await never stands inside a `with torch.no_grad()` block: the other worker wo
 from __future__ import annotations
 
 from collections.abc import Awaitable, Coroutine, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, final, runtime_checkable
 
 from torch import Tensor
 
@@ -73,6 +74,18 @@ class Net(Protocol):
         """The next tensor that worker `source` sends to this one, whatever its shape and type."""
         ...
 
+    # One worker and the server; only for strategies that have a `merge`.
+
+    def pull(self) -> Awaitable[Vec]:
+        """The center as it is when the server hears the request, [P]: a tensor of your own."""
+        ...
+
+    def push(self, delta: Vec) -> Awaitable[None]:
+        """Hand `delta`, [P], to the server's `merge`; what this worker posts is heard in that order."""
+        ...
+
+    # The gang and the world.
+
     def group(self, ranks: Sequence[int]) -> Net:
         """A smaller net of these workers, numbered anew in the order given; called by all its members."""
         ...
@@ -97,6 +110,44 @@ class Strategy(Protocol):
     async def run(self, worker: Worker, net: Net) -> Vec:
         """Train and return the final parameters, [P], or [M, P] for an ensemble of M members."""
         ...
+
+
+@final
+@dataclass(frozen=True)
+class Push:
+    """What a server merges: one worker's `delta`, and what is known about it."""
+
+    delta: Vec
+    """[P] of this server's coordinates; not to be written to."""
+    staleness: int
+    """Pushes of others merged since the sender's last pull, and its own without a pull between."""
+    seen: Vec | None
+    """The center that the sender pulled last, [P]; None unless the strategy's `needs_seen` is true."""
+    worker: int
+    sequence: int
+    """The sender's pushes, counted from 1."""
+    steps: int
+    """Local steps of the sender since its last push."""
+
+
+@runtime_checkable
+class ServerStrategy(Protocol):
+    """A strategy whose workers talk to a server and do not wait for each other."""
+
+    needs_seen: bool
+    """Whether `merge` reads `push.seen`; the server then keeps one center for each worker."""
+
+    async def run(self, worker: Worker, net: Net) -> Vec: ...
+
+    def merge(self, center: Vec, push: Push) -> None:
+        """Write `center`, [P], in place. Pushes come one at a time, in order of arrival; each server of a run holds its
+        own coordinates, so the rule must be elementwise in them."""
+        ...
+
+
+def has_server(strategy: object) -> bool:
+    """Whether a strategy is a `ServerStrategy`."""
+    return callable(getattr(strategy, "merge", None))
 
 
 def drive(program: Coroutine[Any, Any, T]) -> T:

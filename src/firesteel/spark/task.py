@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import pickle
+import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import timedelta
 from typing import Any, final
 
 import pyarrow as pa
@@ -13,6 +16,7 @@ from firesteel.checkpoint import Board, Folder, StoreBoard
 from firesteel.errors import ClusterError
 from firesteel.failures import Failed, describe
 from firesteel.job import Job
+from firesteel.net.hosting import Hosts, Serve, to_rows
 from firesteel.net.meeting import Meeting, open_store, serve_store
 from firesteel.process import run_worker
 
@@ -30,15 +34,17 @@ class Gang:
     timeout_seconds: float
     start_seconds: float
     notes: str | None  # a folder that the caller watches, if workers see it too
+    barrier: bool  # whether all tasks run at once and know of each other
+    serve: bytes | None  # a pickled `net.hosting.Serve`, where worker 0 hosts the servers
 
 
 def task(gang: Gang) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordBatch]]:
-    """The function for `mapInArrow(..., barrier=True)`."""
+    """The function for `mapInArrow`."""
 
     def run(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-        from pyspark import BarrierTaskContext
+        from pyspark import BarrierTaskContext, TaskContext
 
-        context = BarrierTaskContext.get()
+        context: Any = (BarrierTaskContext if gang.barrier else TaskContext).get()
         rank = context.partitionId()
         try:
             yield from _run(gang, context, rank, batches)
@@ -51,19 +57,20 @@ def task(gang: Gang) -> Callable[[Iterator[pa.RecordBatch]], Iterator[pa.RecordB
 
 
 def _run(gang: Gang, context: Any, rank: int, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
-    infos = context.getTaskInfos()
-    if len(infos) != gang.workers:
-        raise ClusterError(
-            f"Spark made {len(infos)} tasks where {gang.workers} workers were asked for: the DataFrame is empty, or with "
-            "shuffle=False it does not have one partition for each worker."
-        )
-    own = infos[rank].address.rsplit(":", 1)[0].strip("[]")
+    own, host, port, store = None, gang.host or "", gang.port, None
+    if gang.barrier:
+        infos = context.getTaskInfos()
+        if len(infos) != gang.workers:
+            raise ClusterError(
+                f"Spark made {len(infos)} tasks where {gang.workers} workers were asked for: the DataFrame is empty, or with "
+                "shuffle=False it does not have one partition for each worker."
+            )
+        own = infos[rank].address.rsplit(":", 1)[0].strip("[]")
     if gang.host is not None:
-        host, port = gang.host, gang.port
         store = open_store(host, port, gang.start_seconds)
         own = None
-    else:
-        served = serve_store(own) if rank == 0 else None
+    elif gang.barrier:
+        served = serve_store(own or "") if rank == 0 else None
         address = next(a for a in context.allGather(f"{own}|{served.port}" if served else "") if a)
         host, _, number = address.rpartition("|")
         port = int(number)
@@ -72,7 +79,40 @@ def _run(gang: Gang, context: Any, rank: int, batches: Iterator[pa.RecordBatch])
     resources = context.resources()
     gpu = f"cuda:{resources['gpu'].addresses[0]}" if "gpu" in resources else None
     board: Board | None = StoreBoard(store, gang.secret) if gang.host is not None else _notes(gang)
-    yield from run_worker(_unpacked(gang.job), meeting, batches, board, store, gpu)
+    job = _unpacked(gang.job)
+    if gang.serve is None:
+        yield from run_worker(job, meeting, batches, board, store, gpu)
+    else:
+        yield from _run_served(pickle.loads(gang.serve), job, meeting, batches, board, store, gpu)
+
+
+def _run_served(
+    serve: Serve, job: Job, meeting: Meeting, batches: Iterator[pa.RecordBatch], board: Board | None, store: Any, gpu: Any
+) -> Iterator[pa.RecordBatch]:
+    """A worker of a gang whose worker 0 hosts the servers, and hands over at the end what they hold."""
+    secret, over = meeting.secret, threading.Event()
+    with contextlib.ExitStack() as stack:
+        if meeting.rank == 0:
+            hosts = stack.enter_context(serve(meeting.host, store, meeting.port))
+            store.set(f"{secret}/work", pickle.dumps(hosts.work))
+            if board is not None:
+                threading.Thread(target=_tick, args=(hosts, board, job.epochs, over), daemon=True).start()
+            work = hosts.work
+        else:
+            hosts, work = None, pickle.loads(store.get(f"{secret}/work"))
+        yield from run_worker(replace(job, work=work), meeting, batches, board, store, gpu)
+        store.set(f"{secret}/done/{meeting.rank}", b"")
+        if hosts is not None:
+            store.set_timeout(timedelta(days=7))  # the others may have much more to do; if one dies, Spark ends this task too
+            store.wait([f"{secret}/done/{rank}" for rank in range(meeting.size)])
+            over.set()
+            yield from to_rows(hosts.collect())
+
+
+def _tick(hosts: Hosts, board: Board, epochs: float | None, over: threading.Event) -> None:
+    while not over.wait(0.5):
+        with contextlib.suppress(Exception):  # a folder that does not answer must not end the run
+            hosts.tick(board, epochs)
 
 
 def _unpacked(job: bytes) -> Job:

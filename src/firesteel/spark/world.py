@@ -6,6 +6,7 @@ import contextlib
 import re
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any, final
@@ -18,8 +19,10 @@ from firesteel.data.frame import deal, united
 from firesteel.data.source import HELD, FrameSource, ParquetSource, TableSource
 from firesteel.errors import ClusterError, FiresteelError, Interrupted, RendezvousTimeout, UsageError
 from firesteel.failures import failures_on, found_in, raise_cause
-from firesteel.job import Job
+from firesteel.job import Job, Score
+from firesteel.net.hosting import Collected, Serve, from_rows
 from firesteel.net.meeting import serve_store
+from firesteel.server import DEFAULT, Server
 from firesteel.spark.task import Gang, task
 from firesteel.stopping import Patience, plain_interrupts
 
@@ -47,30 +50,44 @@ class Spark:
     """A worker that is silent in a collective for longer is taken for dead."""
     start_seconds: float = 20.0
     """All workers must have started by then; the time that Spark needs to compute the DataFrame is not counted."""
+    server: Server = DEFAULT
+    """How the center is served, for strategies that have one: by the driver, through Spark Connect by worker 0."""
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise UsageError(f"workers={self.workers}: a run needs at least one worker.")
 
 
-def run(job: Job, source: Any, on: Spark, watch: Callable[[Board], None]) -> list[pa.RecordBatch]:
-    """Run the job; returns the results of all workers, as `results.RESULT` rows."""
+def run(
+    job: Job, source: Any, on: Spark, watch: Callable[[Board], None], serve: Serve | None = None
+) -> tuple[list[pa.RecordBatch], Collected | None]:
+    """Run the job; returns the results of all workers, as `results.RESULT` rows, and what the servers hold if there are any.
+
+    A gang is a barrier stage. Workers with a server are plain tasks, which Spark starts again when they are lost; through
+    Spark Connect, where no server can sit in the driver, they are a gang too, and worker 0 hosts the servers.
+    """
     session = session_of(on, source)
     classic = not _is_connect(session)
     frame = _frame(source, session)
+    scoring = isinstance(job.work, Score)
+    barrier = not scoring and (serve is None or not classic)
     if classic:
-        _check_conf(session)
+        _check_conf(session, barrier)
     job = replace(job, threads=on.threads, max_memory_bytes=on.max_memory_bytes)
     dealt = deal(FrameSource(frame, source.columns), on.workers, on.shuffle)
-    with _slots(session, on) if classic else contextlib.nullcontext():
-        store, board, host, port = None, None, None, 0
+    store, board, host, port = None, None, None, 0
+    with contextlib.ExitStack() as stack:
         if classic:
+            stack.enter_context(_slots(session, on)) if barrier else _tell_slots(session, on)
             conf = session.sparkContext.getConf()
             host = conf.get("spark.driver.host")
             store = serve_store(conf.get("spark.driver.bindAddress", host))
             port, board = store.port, StoreBoard(store, job.secret)
         elif job.settings.get("notes"):
             board = Folder(job.settings["notes"])
+        hosts = stack.enter_context(serve(host, store, port)) if serve and host is not None else None
+        if hosts is not None:
+            job = replace(job, work=hosts.work)
         gang = Gang(
             cloudpickle.dumps(job),
             on.workers,
@@ -80,9 +97,20 @@ def run(job: Job, source: Any, on: Spark, watch: Callable[[Board], None]) -> lis
             on.timeout_seconds,
             on.start_seconds,
             job.settings.get("notes"),
+            barrier,
+            None if hosts is not None or serve is None else cloudpickle.dumps(serve),
         )
-        result = dealt.mapInArrow(task(gang), RESULT_DDL, barrier=True)
-        return _collect(session, result, job, on, board, watch, classic)
+        result = dealt.mapInArrow(task(gang), RESULT_DDL, barrier=barrier)
+
+        def tick(board: Board) -> None:
+            if hosts is not None:
+                hosts.tick(board, job.epochs)
+            watch(board)
+
+        batches = _collect(session, result, job, on, board, tick, classic or scoring)
+        if hosts is not None:
+            return batches, hosts.collect()
+        return batches, from_rows(batches) if serve else None
 
 
 def session_of(on: Spark, source: Any) -> Any:
@@ -115,9 +143,9 @@ def _frame(source: Any, session: Any) -> Any:
     return session.createDataFrame(source.table)
 
 
-def _check_conf(session: Any) -> None:
+def _check_conf(session: Any, barrier: bool) -> None:
     conf = session.sparkContext.getConf()
-    if conf.get("spark.dynamicAllocation.enabled", "false") == "true":
+    if barrier and conf.get("spark.dynamicAllocation.enabled", "false") == "true":
         raise UsageError(
             "spark.dynamicAllocation.enabled is true: a gang needs all its executors at once, which Spark refuses to "
             "promise while it scales them. Set spark.dynamicAllocation.enabled=false and a fixed spark.executor.instances."
@@ -136,6 +164,18 @@ def slots(session: Any) -> int:
     """How many tasks the application can run at once now (classic sessions only)."""
     context = session.sparkContext._jsc.sc()
     return int(context.maxNumConcurrentTasks(context.resourceProfileManager().defaultResourceProfile()))
+
+
+def _tell_slots(session: Any, on: Spark) -> None:
+    """Workers with a server may run one after the other, but then they do not train together: say so."""
+    have = slots(session)
+    dynamic = session.sparkContext.getConf().get("spark.dynamicAllocation.enabled", "false") == "true"
+    if 0 < have < on.workers and not dynamic:
+        warnings.warn(
+            f"{on.workers} workers were asked for, but Spark can run {have} tasks at once ({session.sparkContext.master}): the "
+            "others start when these have ended, from the center as it is then. The run records how many really ran at once.",
+            stacklevel=2,
+        )
 
 
 @contextlib.contextmanager

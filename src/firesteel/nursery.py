@@ -1,4 +1,4 @@
-"""A process that has PyTorch imported and forks a worker when it is told to.
+"""A process that has PyTorch imported and forks a worker or a server when it is told to.
 
 Importing PyTorch takes seconds; a fork of this process takes milliseconds. It is started once, by the first run on this
 machine, and ends with its parent: it reads from a socket whose other end only the parent holds. Forking the parent
@@ -10,6 +10,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import ctypes
+import importlib
 import json
 import os
 import selectors
@@ -33,7 +34,6 @@ def main(descriptor: int) -> None:
     import torch._dynamo  # noqa: F401  (the first optimizer of a process imports it, which takes most of a second)
 
     import firesteel.process  # noqa: F401  (imported here so that the workers need not)
-    from firesteel.local.child import live
 
     parent = socket.socket(fileno=descriptor)
     wake_read, wake_write = os.pipe()
@@ -71,7 +71,9 @@ def main(descriptor: int) -> None:
                     _ = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
                     _die_with_parent()
                     parent.close()
-                    live(order["folder"], order["rank"])
+                    module, _, life = order["life"].partition(":")
+                    getattr(importlib.import_module(module), life)(order["folder"], order["rank"])
+                    os._exit(70)  # never reached: a life ends its process
                 children.add(pid)
                 _tell(parent, {"born": pid, "rank": order["rank"], "folder": order["folder"]})
 
@@ -90,7 +92,7 @@ class Nursery:
 
     def __init__(self) -> None:
         ours, theirs = socket.socketpair()
-        code = f"from firesteel.local.nursery import main; main({theirs.fileno()})"
+        code = f"from firesteel.nursery import main; main({theirs.fileno()})"
         # A session of its own: Ctrl-C in a terminal goes to all of a session, and stopping is this process's business.
         self.process: subprocess.Popen[bytes] = subprocess.Popen(
             [sys.executable, "-c", code],
@@ -121,15 +123,14 @@ class Nursery:
         with contextlib.suppress(subprocess.TimeoutExpired):
             _ = self.process.wait(5)
 
-    def fork(self, folder: str, ranks: int) -> None:
-        """Fork `ranks` workers of the run in `folder`."""
+    def fork(self, life: str, folder: str, rank: int) -> None:
+        """Fork a process that calls `life`, "module:function", with a folder of its own and a number, and never returns."""
         with self._changed:
-            self._news[folder] = []
-        for rank in range(ranks):
-            self._socket.sendall(json.dumps({"folder": folder, "rank": rank}).encode() + b"\n")
+            self._news.setdefault(folder, [])
+        self._socket.sendall(json.dumps({"life": life, "folder": folder, "rank": rank}).encode() + b"\n")
 
     def news(self, folder: str, seconds: float) -> list[dict[str, int]]:
-        """What has happened to the run's workers, waiting at most `seconds` for something to happen."""
+        """What has happened to the folder's processes, waiting at most `seconds` for something to happen."""
         with self._changed:
             _ = self._changed.wait_for(lambda: self._news[folder] or self.process.poll() is not None, seconds)
             news, self._news[folder] = self._news[folder], []

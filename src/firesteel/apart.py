@@ -1,0 +1,153 @@
+"""A run with a server, from the caller's side: start the servers and the workers, then score what was kept.
+
+Workers are started twice: first they train, each for itself; when all have ended, a second round evaluates the models that the
+servers kept on the rows held out. So evaluation costs the run no time, and no worker waits for another.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import nn
+
+from firesteel.errors import Diverged, UsageError
+from firesteel.evaluate import named
+from firesteel.job import Job, Score
+from firesteel.losses import resolve_metrics
+from firesteel.net.hosting import Collected, Serve, forget_snapshots
+from firesteel.outcome import assemble_run
+from firesteel.results import by_part
+from firesteel.run import Run
+from firesteel.worker import flatten, statistics_of
+
+World = Callable[..., tuple[list[pa.RecordBatch], Collected | None]]
+
+
+def train_apart(
+    job: Job,
+    source: Any,
+    on: Any,
+    run_world: World,
+    module: nn.Module,
+    watch: Callable[[Any], None],
+    called_at: float,
+    began: float,
+    example: Any,
+    resume: bool,
+) -> Run:
+    """Run a job whose strategy has a server.
+
+    Raises:
+        Diverged: the center did; it names worker, staleness and what to change. The last good model is kept.
+    """
+    _check(job)
+    if job.run_dir is not None and not resume:
+        forget_snapshots(job.run_dir)
+    params, _, _ = flatten(module)
+    statistics = statistics_of(module)
+    serve = Serve(
+        job.strategy, params.clone(), statistics.numel(), on.workers, on.server, job.secret, job.max_seconds, job.run_dir
+    )
+    batches, collected = run_world(job, source, on, watch, serve)
+    assert collected is not None
+    parts = by_part(batches)
+    reports = [json.loads(parts["report", rank]) for rank in range(on.workers)]
+    if not any(r["train_rows"] for r in reports):
+        raise UsageError("there are no rows to train on: the data is empty, or validation took them all.")
+    models = [*collected.kept]
+    if not models or not torch.equal(models[-1][1], collected.params):
+        models.append((collected.mark, collected.params, collected.statistics))
+    if job.validation or job.columns.validation:
+        if not any(r["held_rows"] for r in reports):
+            raise UsageError("validation was asked for, but no row was left for it; give a larger share or more rows.")
+        scores = _score(job, source, on, run_world, models)
+    else:
+        scores = [{} for _ in models]
+    history = _history(models, scores, on.workers)
+    run = assemble_run(
+        job,
+        module,
+        on,
+        called_at,
+        began,
+        example,
+        reports=reports,
+        tensors={"params": models[-1][1], "statistics": models[-1][2], **_untrained(module)},
+        history=history,
+        trace=pa.concat_tables(pa.ipc.open_stream(parts["trace", rank]).read_all() for rank in range(on.workers)),
+        lead={
+            "early": False,
+            "stopped": bool(collected.status["stopped"]),
+            "hurried": False,
+            "best": len(models) - 1,
+            "steps": int(collected.mark["steps"] // on.workers),
+            "device": reports[0]["device"],
+            "timing": {**reports[0]["timing"], "train_seconds": collected.mark["seconds"]},
+            "at_once": collected.status["most_at_once"],
+        },
+        arrivals=collected.log,
+    )
+    if collected.status["diverged"]:
+        raise _diverged(job, collected.status["diverged"], run)
+    return run
+
+
+def _check(job: Job) -> None:
+    if job.early_stopping is not None:
+        raise UsageError(
+            "early stopping evaluates while workers wait for each other, which those of a strategy with a server never do; "
+            "give max_seconds or epochs, or take a synchronous strategy."
+        )
+    if not hasattr(job.strategy, "needs_seen"):
+        raise UsageError("a strategy with `merge` also says `needs_seen: ClassVar[bool]`; see docs/write-your-own.md.")
+
+
+def _score(job: Job, source: Any, on: Any, run_world: World, models: list[Any]) -> list[dict[str, float]]:
+    work = Score(torch.stack([m[1] for m in models]), torch.stack([m[2] for m in models]))
+    batches, _ = run_world(replace(job, work=work), source, on, lambda board: None)
+    parts = by_part(batches)
+    total = sum(torch.tensor(json.loads(parts["scores", rank]), dtype=torch.float64) for rank in range(on.workers))
+    assert isinstance(total, torch.Tensor)
+    return [named(row, resolve_metrics(job.metrics)) for row in total]
+
+
+def _history(models: list[Any], scores: list[dict[str, float]], workers: int) -> pa.Table:
+    rows, before = [], {"loss_sum": 0.0, "weight": 0.0}
+    for (mark, _, _), score in zip(models, scores, strict=True):
+        weight = mark["weight"] - before["weight"]
+        rows.append(
+            {
+                "seconds": mark["seconds"],
+                "step": int(mark["steps"] // workers),
+                "epoch": mark["epoch"],
+                "samples": int(mark["samples"]),
+                "train_loss": (mark["loss_sum"] - before["loss_sum"]) / weight if weight else None,
+                **{f"validation_{name}": value for name, value in score.items()},
+                "bytes_sent": int(mark["bytes"]),
+                "waited_seconds": mark["waited"] / workers,
+            }
+        )
+        before = mark
+    return pa.Table.from_pylist(rows)
+
+
+def _untrained(module: nn.Module) -> dict[str, torch.Tensor]:
+    """Frozen parameters and buffers, which no worker changes or which travel as statistics."""
+    frozen = {f"frozen.{n}": p.detach() for n, p in module.named_parameters() if not p.requires_grad}
+    return {**frozen, **{f"buffer.{n}": b for n, b in module.named_buffers()}}
+
+
+def _diverged(job: Job, told: dict[str, Any], run: Run) -> Diverged:
+    name = type(job.strategy).__name__
+    window = getattr(job.strategy, "window", None)
+    shorter = f"a window below {window}, " if window and window > 1 else ""
+    return Diverged(
+        f"{name} diverged at push {told['sequence']} of worker {told['worker']}, staleness {told['staleness']}: {told['why']}. "
+        f"The center was rolled back to the last good one. Lower the learning rate; or take {shorter}fewer workers, a bound "
+        "Server(max_ahead=...), or a strategy that damps stale pushes (AGN, DynSGD)."
+    )

@@ -1,0 +1,359 @@
+"""What one worker process of a gang does, from rows to result. Local and Spark workers both run exactly this.
+
+rows -> shard -> meet the others -> model -> (resume) -> strategy -> evaluate what was published -> report
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Iterable, Iterator
+from typing import Any, final
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from firesteel import randomness
+from firesteel.checkpoint import Board, Folder, Points, pack
+from firesteel.data.batches import Plan, total_steps
+from firesteel.data.shard import Shard, build_shard
+from firesteel.errors import Diverged, UsageError
+from firesteel.evaluate import named, probe, sums
+from firesteel.job import Job
+from firesteel.losses import resolve_loss, resolve_metrics
+from firesteel.models.voting import Voting
+from firesteel.net.gang import Control, GangNet
+from firesteel.net.meeting import Meeting, join, leave
+from firesteel.net.protocol import Vec, drive
+from firesteel.results import Kept, ipc, rows, twin
+from firesteel.trace import Trace
+from firesteel.worker import Worker
+
+
+@final
+class GangProcess:
+    def __init__(self, job: Job, meeting: Meeting, board: Board | None, store: Any, device: torch.device) -> None:
+        self.job: Job = job
+        self.meeting: Meeting = meeting
+        self.rank: int = meeting.rank
+        self.board: Board | None = board
+        self.store: Any = store
+        self.device: torch.device = device
+        self.trace: Trace = Trace(meeting.rank)
+        self.control: Control = Control()
+        self.kept: Kept = Kept()
+        self.points: Points | None = Points(Folder(job.run_dir)) if job.run_dir else None
+        self.loss: Any = resolve_loss(job.loss, job.columns.weight is not None)
+        self.metrics: Any = resolve_metrics(job.metrics)
+        self.timing: dict[str, float] = {}
+        self._published: int = 0
+        self._shown: float = 0.0
+        self._best: tuple[float, int] | None = None
+        self._live: dict[int, dict[str, float]] = {}
+        self._unbounded: bool = job.epochs is None and job.max_steps is None
+        self._over: threading.Event = threading.Event()
+
+    # ---- the course of a run -----------------------------------------------------------------------------------------
+
+    def run(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        job, began = self.job, time.perf_counter()
+        torch.set_num_threads(job.threads or 1)
+        _ = torch.set_flush_denormal(True)  # Adam's moments of dead inputs become denormal, which slows a step by a third
+        with tempfile.TemporaryDirectory(prefix="firesteel-") as spill:
+            if job.run_dir is not None:
+                Folder(job.run_dir).must_be_seen(job.secret)
+            whole = build_shard(batches, job.columns, job.max_memory_bytes, spill)
+            shard, held = whole.split(job.validation, randomness.generator(job.seed, "validation", self.rank))
+            self.timing["data_seconds"] = time.perf_counter() - began
+            net = join(self.meeting, self.trace, self.control, self.device, self.store)
+            self._net: GangNet = net
+            try:
+                self.timing["meet_seconds"] = time.perf_counter() - began - self.timing["data_seconds"]
+                self._prepare(whole, shard, held)
+                result = self._train()
+                yield from self._report(result)
+            finally:
+                self._over.set()
+                leave(net)
+
+    def _prepare(self, whole: Shard, shard: Shard, held: Shard) -> None:
+        job = self.job
+        # [rank, (rows, held rows, largest label + 1)]: what all must agree on before the first step
+        table = torch.zeros(self.meeting.size, 3, dtype=torch.float64)
+        table[self.rank] = torch.tensor([shard.rows, held.rows, float(whole.classes or 0)])
+        sizes = self._net.totals(table)
+        if not sizes[:, 0].any():
+            raise UsageError("there are no rows to train on: the data is empty, or validation took them all.")
+        if (job.validation or job.columns.validation) and not sizes[:, 1].any():
+            raise UsageError("validation was asked for, but no row was left for it; give a larger share or more rows.")
+        self.validated: bool = bool(sizes[:, 1].any())
+        self.held: Shard = held
+        self.train_rows: int = int(sizes[:, 0].sum())
+        most = int(sizes[:, 0].max())
+        limit = 2**40 if self._unbounded else job.max_steps  # with max_seconds alone the clock ends the run
+        steps = total_steps(most, job.batch_size, job.epochs, limit)
+        plan = Plan(shard.rows, most, job.batch_size, steps, job.seed, self.rank)
+        randomness.initialise(job.seed)
+        module = job.build().to(self.device)
+        probe(module, whole, self.loss, self.metrics)
+        randomness.train(job.seed, self.rank)
+        _ = module.train()
+        self.worker: Worker = Worker(
+            module, self.loss, job.optimizer, shard, plan, schedule=job.schedule, clip_norm=job.clip_norm, trace=self.trace
+        )
+        self._same_start()
+        self.every: int = job.checkpoint_steps or plan.epoch_steps
+        self.fingerprint: str = shard.fingerprint() if job.run_dir or job.resume_from else ""
+        if job.resume_from:
+            self._resume(Points(Folder(job.resume_from)))
+        self.worker.on_step = self._on_step
+        self.control.publish = self._publish
+
+    def _same_start(self) -> None:
+        """Every replica begins with worker 0's tensors, whatever a factory drew or a platform rounds differently."""
+        if self.meeting.size == 1:
+            return
+        everything = [self.worker.params, *(p.data for p in self.worker.module.parameters() if not p.requires_grad)]
+        everything += list(self.worker.module.buffers())
+        for x in everything:
+            flat = x.detach().contiguous()
+            if self.rank:
+                flat = torch.zeros_like(flat)
+            x.copy_(self._net.totals(flat.to(torch.uint8) if flat.dtype == torch.bool else flat))
+
+    def _train(self) -> Vec:
+        worker, job = self.worker, self.job
+        watcher = threading.Thread(target=self._watch, daemon=True) if self.board and self.rank == 0 else None
+        if watcher:
+            watcher.start()
+        began = self.trace.clock.now() if job.resume_from else 0.0
+        self.trace.clock.start(began)
+        result = drive(job.strategy.run(worker, self._net))
+        self.timing["train_seconds"] = self.trace.clock.now() - began
+        if not self.kept.marks or self._published != worker.steps_done or not self._is_last(result):
+            self._keep(result, (), final=True)
+        self._show(done=True)
+        return result
+
+    def _is_last(self, result: Vec) -> bool:
+        return torch.equal(result, self._last)
+
+    # ---- publish points ----------------------------------------------------------------------------------------------
+
+    def _publish(self, params: Vec, rest: tuple[Tensor, ...]) -> None:
+        step = self.worker.steps_done
+        if self.control.stop_agreed:
+            self.worker.stopping = True
+        due = step // self.every > self._published // self.every or self.worker.last(step)
+        if due or self.worker.stopping:
+            self._keep(params, rest)
+            self._published = step
+
+    def _keep(self, params: Vec, rest: tuple[Tensor, ...], final: bool = False) -> None:
+        worker, trace, step = self.worker, self.trace, self.worker.steps_done
+        if not bool(torch.isfinite(params).all()):
+            raise Diverged(
+                f"parameters are no longer finite at step {step} on worker {self.rank}. "
+                "Lower the learning rate, or set clip_norm; the last good model is kept."
+            )
+        statistics = worker.buffers
+        if statistics.numel():
+            statistics = self._net.totals(statistics).div_(self.meeting.size)
+        trace.mark("publish", step)
+        mark = {
+            "step": step,
+            "seconds": trace.clock.now(),
+            "samples": trace.samples,
+            "loss_sum": trace.loss_sum,
+            "weight_sum": trace.weight_sum,
+            "bytes": trace.bytes_sent,
+            "waited": trace.waited_seconds,
+        }
+        self._last: Vec = params.detach().clone()
+        self.kept.add(params, statistics, mark)
+        if self.rank == 0 and self.board is not None:
+            self.board.put("model.safetensors", pack({"params": params, "statistics": statistics}, {"step": step}))
+        if self.points is not None and params.dim() == 1:
+            self._write_point(step, rest, mark)
+        if self.job.early_stopping and not final:
+            self._decide(params, statistics)
+
+    def _write_point(self, step: int, rest: tuple[Tensor, ...], mark: dict[str, float]) -> None:
+        assert self.points is not None
+        tensors, plain = self.worker.state()
+        tensors |= {f"rest.{i}": x for i, x in enumerate(rest)}
+        plain |= {"mark": mark, "fingerprint": self.fingerprint, "rest": len(rest)}
+        self.points.write(step, self.rank, tensors, plain)
+        _ = self._net.totals(torch.zeros(1))
+        if self.rank == 0:
+            self.points.commit(step, {"workers": self.meeting.size, **self.job.settings})
+
+    def _resume(self, points: Points) -> None:
+        found = points.newest()
+        assert found is not None  # the caller looked before it started us
+        tensors, plain = points.read(found[0], self.rank)
+        if plain["fingerprint"] != self.fingerprint:
+            raise UsageError(
+                f"worker {self.rank}'s rows are not those of the run to resume (fingerprint {self.fingerprint}, then "
+                f"{plain['fingerprint']}). Resume on the same data in the same partitions, or start anew from run.model."
+            )
+        self.control.resumed = tuple(tensors[f"rest.{i}"].to(self.device) for i in range(plain["rest"]))
+        if not self.control.resumed:
+            self.control.resumed = None
+        self.worker.restore(tensors, plain)
+        mark, trace = plain["mark"], self.trace
+        trace.samples, trace.bytes_sent, trace.waited_seconds = int(mark["samples"]), int(mark["bytes"]), mark["waited"]
+        trace.loss_sum, trace.weight_sum = mark["loss_sum"], mark["weight_sum"]
+        trace.clock.start(mark["seconds"])
+        self._published = found[0]
+        self._resumed_mark: dict[str, float] = mark
+
+    def _decide(self, params: Vec, statistics: Vec) -> None:
+        stopping = self.job.early_stopping
+        assert stopping is not None
+        self.trace.clock.pause()
+        scores = self._evaluate(params, statistics)
+        number = len(self.kept.marks) - 1
+        self._live[number] = scores
+        value = stopping.sign * scores[stopping.metric]
+        if self._best is None or value > self._best[0] + stopping.min_delta:
+            self._best = (value, number)
+        elif number - self._best[1] >= stopping.patience:
+            self.worker.stopping = True
+        self.trace.clock.go_on()
+
+    # ---- watching and being watched ----------------------------------------------------------------------------------
+
+    def _on_step(self, step: int) -> None:
+        if self.rank:
+            return
+        now = time.perf_counter()
+        if self.job.max_seconds is not None and self.trace.clock.now() >= self.job.max_seconds:
+            self.control.stop_asked = max(self.control.stop_asked, 1.0)
+        if now - self._shown >= 0.25:
+            self._shown = now
+            self._show()
+
+    def _show(self, done: bool = False) -> None:
+        if self.rank or self.board is None:
+            return
+        trace, plan = self.trace, self.worker.plan
+        seconds = trace.clock.now()
+        state = {
+            "step": self.worker.steps_done,
+            "total_steps": None if self._unbounded else plan.total_steps,
+            "max_seconds": self.job.max_seconds,
+            "epoch": self.worker.steps_done / plan.epoch_steps,
+            "loss": trace.loss,
+            "samples": trace.samples * self.meeting.size,
+            "seconds": seconds,
+            "stage": "evaluating" if done else "training",
+            "first_step_at": trace.first_step_at,
+        }
+        if self._live:
+            state["validation"] = self._live[max(self._live)]
+        self._progress: bytes = json.dumps(state).encode()
+        self._wake()
+
+    def _wake(self) -> None:
+        board, progress = self.board, self._progress
+        if isinstance(board, Folder):
+            threading.Thread(target=lambda: board.put("progress.json", progress), daemon=True).start()
+        elif board is not None:
+            board.put("progress.json", progress)
+
+    def _watch(self) -> None:
+        """Say that the gang is there; then look for a request to stop, beside the training, as a folder may answer slowly."""
+        board = self.board
+        assert board is not None
+        board.put("started", b"")
+        while not self._over.wait(0.5 if isinstance(board, Folder) else 0.1):
+            with contextlib.suppress(Exception):
+                if board.get("stop") is not None:
+                    self.control.stop_asked = 2.0
+                    return
+
+    # ---- the end -----------------------------------------------------------------------------------------------------
+
+    def _evaluate(self, params: Vec, statistics: Vec) -> dict[str, float]:
+        """Scores of a published model on all workers' held-out rows; every worker calls it."""
+        worker = self.worker
+        saved, saved_statistics = worker.params.clone(), worker.buffers
+        if statistics.numel():
+            worker.buffers = statistics.to(self.device)
+        if params.dim() == 1:
+            worker.params = params.to(self.device)
+            total = sums(worker.module, self.held, self.loss, self.metrics, self.device)
+        else:
+            members = []
+            for member in params:
+                worker.params = member.to(self.device)
+                members.append(twin(worker.module))
+            voting = Voting(members, self.job.columns.target == "class")
+            total = sums(voting, self.held, self.loss, self.metrics, self.device)
+        worker.params = saved
+        if saved_statistics.numel():
+            worker.buffers = saved_statistics
+        return named(self._net.totals(total), self.metrics)
+
+    def _report(self, result: Vec) -> Iterator[pa.RecordBatch]:
+        began = time.perf_counter()
+        marks = torch.tensor(
+            [[m["samples"], m["loss_sum"], m["weight_sum"], m["bytes"], m["waited"]] for m in self.kept.marks],
+            dtype=torch.float64,
+        )
+        marks = self._net.totals(marks)
+        history: list[dict[str, Any]] = []
+        before = torch.zeros(5, dtype=torch.float64)
+        if self.job.resume_from:
+            m = self._resumed_mark
+            before = self._net.totals(
+                torch.tensor([m["samples"], m["loss_sum"], m["weight_sum"], m["bytes"], m["waited"]], dtype=torch.float64)
+            )
+        best = self._best[1] if self._best else len(marks) - 1
+        chosen: tuple[Vec, Vec] | None = None
+        statistics = self.worker.buffers.numel()
+        for number, params, stats in self.kept.read(self.worker.params.dtype, statistics):
+            mark, sums_ = self.kept.marks[number], marks[number]
+            weight = float(sums_[2] - before[2])
+            row: dict[str, Any] = {
+                "seconds": mark["seconds"],
+                "step": int(mark["step"]),
+                "epoch": mark["step"] / self.worker.plan.epoch_steps,
+                "samples": int(sums_[0]),
+                "train_loss": float(sums_[1] - before[1]) / weight if weight else None,
+            }
+            if self.validated and self.control.stop_agreed < 2:
+                scores = self._live.get(number) or self._evaluate(params, stats)
+                row |= {f"validation_{name}": value for name, value in scores.items()}
+            row |= {"bytes_sent": int(sums_[3]), "waited_seconds": float(sums_[4]) / self.meeting.size}
+            history.append(row)
+            before = sums_
+            if number == best:
+                chosen = (params.clone(), stats.clone())
+        assert chosen is not None
+        self.timing["evaluate_seconds"] = time.perf_counter() - began
+        report = {
+            "steps": self.worker.steps_done,
+            "total_steps": self.worker.plan.total_steps,
+            "stopped": self.worker.steps_done < self.worker.plan.total_steps,
+            "hurried": self.control.stop_agreed >= 2,
+            "early": self._best is not None and self.worker.stopping and not self.control.stop_agreed,
+            "train_rows": self.train_rows,
+            "samples": self.trace.samples,
+            "first_step_at": self.trace.first_step_at,
+            "timing": self.timing,
+            "best": best,
+            "device": str(self.device),
+        }
+        yield from rows("report", self.rank, json.dumps(report).encode())
+        yield from rows("trace", self.rank, ipc(self.trace.table()))
+        if self.rank == 0:
+            yield from rows("history", 0, ipc(pa.Table.from_pylist(history)))
+            frozen = {f"frozen.{n}": p for n, p in self.worker.module.named_parameters() if not p.requires_grad}
+            buffers = {f"buffer.{n}": b for n, b in self.worker.module.named_buffers()}
+            yield from rows("model", 0, pack({"params": chosen[0], "statistics": chosen[1], **frozen, **buffers}, {}))

@@ -1,0 +1,323 @@
+"""The center of a run, as pure logic: a fold of pushes in order of arrival. No sockets, no threads, no clock of its own.
+
+One `Center` holds the coordinates of one shard. What it has seen, it writes into a log; the log and the strategy are
+enough to compute the same center again, bit for bit.
+
+    join -> (pull | push)* -> leave        every call names the worker and its attempt
+
+A worker that was lost and started again joins with a higher attempt: it learns the number of its next push and the step
+at which that begins, and whatever the older attempt still sends is refused. So each push is merged exactly once.
+"""
+
+from __future__ import annotations
+
+import math
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import pyarrow as pa
+import torch
+
+from firesteel.errors import ClusterError, UsageError
+from firesteel.net.protocol import Push, Vec
+
+KINDS = ("join", "pull", "push", "lost", "leave")
+_NUMBER = {kind: i for i, kind in enumerate(KINDS)}
+_WHOLE = ("worker", "attempt", "sequence", "version", "staleness", "steps", "steps_done", "rows", "bytes")
+_REAL = ("seconds", "weight", "loss_sum", "waited_seconds", "distance", "scaling")
+
+LOG = pa.schema(
+    [
+        ("kind", pa.string()),
+        *((name, pa.int64()) for name in _WHOLE),
+        *((name, pa.float64()) for name in _REAL),
+    ]
+)
+"""An event of a shard. `version` counts the pushes merged before it; `staleness` is that of a push; `steps_done` is the
+sender's position in its data; `distance` (between the center pushed to and the center pulled, 2-norm) and `scaling` (the
+norm of the change over the norm of the push) are recorded now and then, else NaN."""
+
+
+@final
+@dataclass(frozen=True)
+class Note:
+    """What travels with a push: how much work is in it, and how far its sender is."""
+
+    steps: int
+    steps_done: int
+    rows: int
+    weight: float
+    loss_sum: float
+    waited_seconds: float
+    epochs: float
+    """Epochs done, a fraction."""
+    points: float
+    """Kept publish points reached, a fraction."""
+
+
+@final
+@dataclass(frozen=True)
+class Rules:
+    """What a center does beside merging."""
+
+    max_ahead: int | None = None
+    max_growth: float = 100.0
+    record_every: int = 16
+    check_every: int = 16
+
+
+@final
+class Fenced(ClusterError):
+    """A newer attempt of the same worker has taken over."""
+
+
+@final
+@dataclass
+class _Member:
+    attempt: int
+    active: bool = True
+    sequence: int = 0  # pushes merged or declared lost
+    pulled: int = 0  # version of the last pull
+    staleness: int = 0  # of the last push
+    seen: Vec | None = None
+    note: Note | None = None
+    statistics: Vec | None = None
+
+
+@final
+@dataclass
+class _Log:
+    kinds: array[int] = field(default_factory=lambda: array("b"))
+    whole: array[int] = field(default_factory=lambda: array("q"))
+    real: array[float] = field(default_factory=lambda: array("d"))
+
+    def add(self, kind: str, whole: tuple[int, ...], real: tuple[float, ...]) -> None:
+        self.kinds.append(_NUMBER[kind])
+        self.whole.extend(whole)
+        self.real.extend(real)
+
+    def table(self) -> pa.Table:
+        names = pa.array(KINDS).take(pa.array(self.kinds, pa.int8()))
+        whole = [pa.array(self.whole[i :: len(_WHOLE)], pa.int64()) for i in range(len(_WHOLE))]
+        real = [pa.array(self.real[i :: len(_REAL)], pa.float64()) for i in range(len(_REAL))]
+        return pa.table([names, *whole, *real], schema=LOG)
+
+
+@final
+class Center:
+    """One shard of the center. Calls must come one at a time; whoever serves it holds a lock."""
+
+    def __init__(
+        self,
+        params: Vec,
+        strategy: Any,
+        size: int,
+        statistics: int = 0,
+        rules: Rules = Rules(),
+        keep: Callable[[Vec, Vec, dict[str, float]], None] = lambda params, statistics, mark: None,
+    ) -> None:
+        self.params: Vec = params
+        self.version: int = 0
+        self.diverged: dict[str, Any] | None = None
+        self.members: dict[int, _Member] = {}
+        self.most_at_once: int = 0
+        self._strategy: Any = strategy
+        self._needs_seen: bool = bool(getattr(strategy, "needs_seen", False))
+        self._size: int = size
+        self._statistics: int = statistics
+        self._rules: Rules = rules
+        self._keep: Callable[[Vec, Vec, dict[str, float]], None] = keep
+        self._good: Vec = params.clone()
+        self._limit: float = rules.max_growth * max(1.0, float(torch.linalg.vector_norm(params)))
+        self._kept: int = 0
+        self._log: _Log = _Log()
+        self.totals: dict[str, float] = {"samples": 0, "weight": 0.0, "loss_sum": 0.0, "bytes": 0, "waited": 0.0, "steps": 0}
+
+    # ---- what workers ask for ----------------------------------------------------------------------------------------
+
+    def join(self, worker: int, attempt: int, seconds: float) -> tuple[int, int]:
+        """A worker begins, or begins again; returns (its pushes so far, its steps at the last of them)."""
+        if not 0 <= worker < self._size:
+            raise UsageError(f"there is no worker {worker} in a run of {self._size}.")
+        member = self.members.get(worker)
+        if member is None:
+            member = self.members[worker] = _Member(attempt)
+        elif attempt < member.attempt or (attempt == member.attempt and member.active):
+            raise Fenced(f"worker {worker}, attempt {attempt}: attempt {member.attempt} has taken over.")
+        member.attempt, member.active, member.seen = attempt, True, None
+        self.most_at_once = max(self.most_at_once, sum(m.active for m in self.members.values()))
+        self._event("join", worker, member, seconds)
+        return member.sequence, member.note.steps_done if member.note else 0
+
+    def agree(self, worker: int, attempt: int, sequence: int, steps_done: int, seconds: float) -> None:
+        """Other shards have merged the worker's pushes up to `sequence`: what is missing here is lost."""
+        member = self._member(worker, attempt)
+        while member.sequence < sequence:
+            member.sequence += 1
+            self._event("lost", worker, member, seconds, steps_done=steps_done)
+
+    def pull(self, worker: int, attempt: int, seconds: float, into: Vec) -> int:
+        """Copy the center into `into`, [P]; returns its version. `into` must stay as it is while it is the last pull."""
+        member = self._member(worker, attempt)
+        _ = into.copy_(self.params)
+        member.pulled = self.version
+        member.seen = into if self._needs_seen or (member.sequence + 1) % self._rules.record_every == 0 else None
+        self._event("pull", worker, member, seconds, sent=into.numel() * into.element_size())
+        return self.version
+
+    def push(self, worker: int, attempt: int, sequence: int, note: Note, delta: Vec, seconds: float) -> bool:
+        """Merge one push, [P] or, with statistics, [P + Q]; returns whether it was new.
+
+        Raises:
+            Fenced: a newer attempt of the worker has joined.
+            UsageError: it is not the worker's next push, or has the wrong size.
+        """
+        member = self._member(worker, attempt)
+        if sequence <= member.sequence:
+            return False
+        if sequence != member.sequence + 1:
+            raise UsageError(f"worker {worker} sent push {sequence}, but its next one is {member.sequence + 1}.")
+        count = self.params.numel()
+        if delta.numel() != count + self._statistics or delta.dtype != self.params.dtype:
+            raise UsageError(f"a push has {delta.numel()} {delta.dtype} where {count + self._statistics} are expected.")
+        member.sequence, member.note = sequence, note
+        if self.diverged is not None:
+            return False
+        if self._statistics:
+            member.statistics = delta[count:].clone()
+            delta = delta[:count]
+        staleness = member.staleness = self.version - member.pulled
+        distance = scaling = math.nan
+        seen, before = member.seen, None
+        if sequence % self._rules.record_every == 0 and seen is not None:
+            distance, before = float(torch.dist(self.params, seen)), self.params.clone()
+        self._strategy.merge(
+            self.params, Push(delta, staleness, seen if self._needs_seen else None, worker, sequence, note.steps)
+        )
+        if before is not None:
+            size = float(torch.linalg.vector_norm(delta))
+            scaling = float(torch.dist(self.params, before)) / size if size else math.nan
+        self._count(note, delta)
+        self._event(
+            "push",
+            worker,
+            member,
+            seconds,
+            staleness=staleness,
+            steps=note.steps,
+            steps_done=note.steps_done,
+            rows=note.rows,
+            sent=delta.numel() * delta.element_size(),
+            real=(note.weight, note.loss_sum, note.waited_seconds, distance, scaling),
+        )
+        self.version += 1
+        if self.version % self._rules.check_every == 0:
+            self._check(worker, sequence)
+        self._point(seconds)
+        return True
+
+    def leave(self, worker: int, attempt: int, seconds: float) -> None:
+        """The worker has finished, or its connection has gone; an older attempt's leaving means nothing."""
+        member = self.members.get(worker)
+        if member is not None and member.attempt == attempt and member.active:
+            member.active, member.seen = False, None
+            self._event("leave", worker, member, seconds)
+
+    def must_wait(self, worker: int) -> bool:
+        """Whether the worker is further ahead of the slowest one than `max_ahead` pushes allow (SSP)."""
+        bound = self._rules.max_ahead
+        active = [m.sequence for m in self.members.values() if m.active]
+        return bound is not None and bool(active) and self.members[worker].sequence - min(active) > bound
+
+    # ---- guards ------------------------------------------------------------------------------------------------------
+
+    def roll_back(self, worker: int, sequence: int, why: str) -> None:
+        """Return to the last good center and take no more pushes."""
+        if self.diverged is None:
+            _ = self.params.copy_(self._good)
+            staleness = self.members[worker].staleness if worker in self.members else 0
+            self.diverged = {"worker": worker, "sequence": sequence, "staleness": staleness, "why": why}
+
+    def _check(self, worker: int, sequence: int) -> None:
+        norm = float(torch.linalg.vector_norm(self.params))
+        if norm <= self._limit:  # false for NaN
+            _ = self._good.copy_(self.params)
+        else:
+            self.roll_back(worker, sequence, f"the center's norm became {norm:.3g}, its limit is {self._limit:.3g}")
+
+    # ---- what is kept ------------------------------------------------------------------------------------------------
+
+    @property
+    def statistics(self) -> Vec:
+        """Mean over the workers of the running statistics they sent last, [Q]."""
+        found = [m.statistics for m in self.members.values() if m.statistics is not None]
+        return torch.stack(found).mean(0) if found else self.params.new_zeros(self._statistics)
+
+    def progress(self, name: str) -> float:
+        """Mean of a note's fraction over all workers, but for those that left without a push: they had no rows."""
+        without = sum(m.note is None and not m.active for m in self.members.values())
+        return sum(float(getattr(m.note, name)) for m in self.members.values() if m.note) / max(1, self._size - without)
+
+    def table(self) -> pa.Table:
+        """The log so far, with the columns of `LOG`."""
+        return self._log.table()
+
+    def mark(self, seconds: float) -> dict[str, float]:
+        return {"seconds": seconds, "epoch": self.progress("epochs"), "version": self.version, **self.totals}
+
+    def snapshot(self) -> tuple[dict[str, Vec], dict[str, Any]]:
+        """What a server that is started again needs: the center, and who has pushed how much."""
+        members = {
+            str(worker): {"attempt": m.attempt, "sequence": m.sequence, "note": vars(m.note) if m.note else None}
+            for worker, m in self.members.items()
+        }
+        plain = {"version": self.version, "members": members, "totals": self.totals, "kept": self._kept}
+        return {"params": self.params, "statistics": self.statistics}, plain
+
+    def restore(self, tensors: dict[str, Vec], plain: dict[str, Any]) -> None:
+        _ = self.params.copy_(tensors["params"])
+        _ = self._good.copy_(self.params)
+        self.version, self.totals, self._kept = plain["version"], dict(plain["totals"]), plain["kept"]
+        for worker, m in plain["members"].items():
+            note = Note(**m["note"]) if m["note"] else None
+            self.members[int(worker)] = _Member(m["attempt"], False, m["sequence"], self.version, note=note)
+
+    def _count(self, note: Note, delta: Vec) -> None:
+        t = self.totals
+        t["samples"] += note.rows
+        t["weight"] += note.weight
+        t["loss_sum"] += note.loss_sum
+        t["waited"] += note.waited_seconds
+        t["steps"] += note.steps
+        t["bytes"] += 2 * delta.numel() * delta.element_size()  # the push, and the pull that goes with it
+
+    def _point(self, seconds: float) -> None:
+        reached = math.floor(self.progress("points") + 1e-9)
+        if reached > self._kept and self.diverged is None:
+            self._kept = reached
+            self._keep(self.params, self.statistics, self.mark(seconds))
+
+    def _member(self, worker: int, attempt: int) -> _Member:
+        member = self.members.get(worker)
+        if member is None or not member.active or member.attempt != attempt:
+            raise Fenced(f"worker {worker}, attempt {attempt}: it has not joined, or a newer attempt has taken over.")
+        return member
+
+    def _event(
+        self,
+        kind: str,
+        worker: int,
+        member: _Member,
+        seconds: float,
+        *,
+        staleness: int = 0,
+        steps: int = 0,
+        steps_done: int = 0,
+        rows: int = 0,
+        sent: int = 0,
+        real: tuple[float, ...] = (0.0, 0.0, 0.0, math.nan, math.nan),
+    ) -> None:
+        whole = (worker, member.attempt, member.sequence, self.version, staleness, steps, steps_done, rows, sent)
+        self._log.add(kind, whole, (seconds, *real))

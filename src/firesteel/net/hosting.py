@@ -1,0 +1,290 @@
+"""The servers of a run, as seen by the process that starts them: start, watch, start again, collect."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import secrets
+import signal
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import cloudpickle
+import numpy as np
+import pyarrow as pa
+import pyarrow.flight as flight
+import torch
+
+from firesteel.checkpoint import Board, Folder, pack, unpack
+from firesteel.errors import ClusterError, RendezvousTimeout
+from firesteel.job import Apart
+from firesteel.net import certificates
+from firesteel.net.center import Rules
+from firesteel.net.client import Address, Caller
+from firesteel.net.protocol import Vec
+from firesteel.net.serving import Serving, cut
+from firesteel.nursery import Nursery
+from firesteel.results import by_part, ipc, rows
+from firesteel.server import TLS, Server
+
+
+@final
+@dataclass(frozen=True)
+class Collected:
+    """What the servers of a run leave behind."""
+
+    params: Vec
+    statistics: Vec
+    kept: list[tuple[dict[str, float], Vec, Vec]]
+    """The models kept on the way: mark, parameters, statistics."""
+    log: pa.Table
+    """`center.LOG` of all shards, with the column `shard`."""
+    status: dict[str, Any]
+    mark: dict[str, float]
+
+
+@final
+@dataclass(frozen=True)
+class Finder:
+    """Where workers learn the servers' addresses, also after one was started again: the run's store."""
+
+    prefix: str
+    shards: int
+    token: str
+    root: bytes | None
+
+    def find(self, store: Any) -> Address:
+        def newest(shard: int) -> str:
+            number = store.add(f"{self.prefix}/servers/{shard}/generation", 0)
+            return store.get(f"{self.prefix}/servers/{shard}/{max(number, 1)}").decode()
+
+        return Address(tuple(newest(shard) for shard in range(self.shards)), self.token, self.root)
+
+
+@final
+class Hosts:
+    """A context in which the servers run."""
+
+    def __init__(self, serving: Serving, server: Server, store: Any) -> None:
+        self._serving: Serving = serving
+        self._server: Server = server
+        self._store: Any = store
+        self._folder: tempfile.TemporaryDirectory[str] = tempfile.TemporaryDirectory(prefix="firesteel-servers-")
+        self._nursery: Nursery = Nursery.get()
+        self._pids: dict[int, int] = {}
+        self._generation: dict[int, int] = {}
+        self._missed: int = 0
+        self._at_once: int = 0
+        self.restarts: int = 0
+        self.finder: Finder = Finder(serving.store[2], serving.shards, serving.token, _root(serving, server))
+
+    @property
+    def work(self) -> Apart:
+        """What workers need to know to come."""
+        seconds = self._server.restart_seconds if self._serving.run_dir is not None else 0.0
+        return Apart(self.finder, self._serving.params.numel(), seconds)
+
+    def __enter__(self) -> Hosts:
+        _ = Path(self._folder.name, "servers.pkl").write_bytes(cloudpickle.dumps(self._serving))
+        for number in range(self._serving.shards):
+            self._start(number)
+        try:
+            self._caller: Caller = Caller(self.finder.find(self._store))
+        except RuntimeError as error:
+            self.__exit__()
+            raise RendezvousTimeout(f"the servers did not start: {str(error).splitlines()[0]}") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for pid in self._pids.values():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        self._folder.cleanup()
+
+    def _start(self, number: int) -> None:
+        self._nursery.fork("firesteel.net.serving:live", self._folder.name, number)
+
+    def watch(self) -> dict[str, Any] | None:
+        """How the run stands, or None while a server is being started again.
+
+        Raises:
+            ClusterError: a server has died and cannot be started again, or has been silent for too long.
+        """
+        for event in self._nursery.news(self._folder.name, 0.0):
+            if "born" in event:
+                self._pids[event["rank"]] = event["born"]
+                continue
+            number = next(n for n, pid in self._pids.items() if pid == event["exit"])
+            why = signal.Signals(-event["status"]).name if event["status"] < 0 else f"status {event['status']}"
+            if self._serving.run_dir is None or not self._server.restart_seconds or self.restarts >= 3 * self._serving.shards:
+                hint = "" if self._serving.run_dir else " With run_dir it would have been started again from its last snapshot."
+                raise ClusterError(f"server {number} of the center was ended by {why}.{hint}")
+            self.restarts += 1
+            self._start(number)
+            self._caller.close()
+            self._caller = Caller(self._wait_for(number))
+        try:
+            found = self._caller.status()
+        except (flight.FlightError, OSError, IndexError) as error:
+            self._missed += 1
+            if self._missed > 3:
+                raise ClusterError(f"the server of the center does not answer: {str(error).splitlines()[0]}") from None
+            return None
+        self._missed = 0
+        return found
+
+    def _wait_for(self, number: int) -> Address:
+        """The addresses, once server `number` has given its new one."""
+        self._generation[number] = self._generation.get(number, 1) + 1
+        self._store.wait([f"{self._serving.store[2]}/servers/{number}/{self._generation[number]}"])
+        return self.finder.find(self._store)
+
+    def tick(self, board: Board, epochs: float | None) -> None:
+        """Called several times a second: watch the servers, hand on requests to stop, tell the progress."""
+        status = self.watch()
+        if status is None:
+            return
+        if not status["stopped"] and board.get("stop") is not None:
+            self.stop()
+        workers, step = self._serving.workers, status["steps"] / self._serving.workers
+        state = {
+            "step": round(step),
+            "total_steps": round(step * epochs / status["epoch"]) if epochs and status["epoch"] else None,
+            "max_seconds": self._serving.max_seconds,
+            "epoch": status["epoch"],
+            "loss": status["loss_sum"] / status["weight"] if status["weight"] else float("nan"),
+            "samples": status["samples"],
+            "seconds": status["seconds"],
+            "stage": "training",
+        }
+        if status["version"]:
+            board.put("progress.json", json.dumps(state).encode())
+        self._at_once = max(self._at_once, min(status["most_at_once"], workers))
+
+    def stop(self) -> None:
+        """Ask for the end: workers learn it at their next pull."""
+        with contextlib.suppress(flight.FlightError, OSError):
+            self._caller.stop()
+
+    def collect(self) -> Collected:
+        """End the servers and take what they hold."""
+        self._caller.finish()
+        self._caller.close()
+        shards, folder = range(self._serving.shards), self._folder.name
+        finals = [unpack(Path(folder, f"final-{n}").read_bytes()) for n in shards]
+        logs = []
+        for n in shards:
+            table = pa.ipc.open_file(Path(folder, f"log-{n}").read_bytes()).read_all()
+            logs.append(table.add_column(0, "shard", pa.array(np.full(len(table), n))))
+        marks = [[json.loads(line) for line in Path(folder, f"marks-{n}").read_text().splitlines()] for n in shards]
+        params = torch.cat([tensors["params"] for tensors, _ in finals])
+        first = finals[0]
+        return Collected(
+            params,
+            first[0]["statistics"],
+            _joined([self._kept(n, len(marks[n])) for n in shards], marks),
+            pa.concat_tables(logs),
+            first[1]["status"],
+            first[1]["mark"],
+        )
+
+    def _kept(self, number: int, count: int) -> list[tuple[Vec, Vec]]:
+        part = cut(self._serving.params.numel(), self._serving.shards)[number]
+        statistics = 0 if number else self._serving.statistics
+        width = part.stop - part.start + statistics
+        raw = bytearray(Path(self._folder.name, f"kept-{number}").read_bytes())
+        if not raw:
+            return []
+        flat = torch.frombuffer(raw, dtype=self._serving.params.dtype).view(-1, width)[:count]
+        return [(row[: width - statistics], row[width - statistics :]) for row in flat]
+
+
+def _joined(kept: list[list[tuple[Vec, Vec]]], marks: list[list[dict[str, float]]]) -> list[tuple[dict[str, float], Vec, Vec]]:
+    """Models from the parts that the shards kept at the same point; what a restarted server did again counts once."""
+    for shard in range(len(kept)):
+        alive: list[int] = []
+        for number, mark in enumerate(marks[shard]):
+            while alive and marks[shard][alive[-1]]["version"] >= mark["version"]:
+                _ = alive.pop()
+            alive.append(number)
+        kept[shard] = [kept[shard][n] for n in alive]
+        marks[shard] = [marks[shard][n] for n in alive]
+    count = min(len(m) for m in marks)
+    return [(marks[0][n], torch.cat([k[n][0] for k in kept]), kept[0][n][1]) for n in range(count)]
+
+
+def _root(serving: Serving, server: Server) -> bytes | None:
+    """The certificate that workers trust."""
+    if isinstance(server.tls, TLS) and server.tls.root is not None:
+        return Path(server.tls.root).read_bytes()
+    return serving.certificate[0] if serving.certificate else None
+
+
+@final
+@dataclass(frozen=True)
+class Serve:
+    """How to start the servers of a run, once it is known where."""
+
+    strategy: Any
+    params: Vec
+    statistics: int
+    workers: int
+    server: Server
+    secret: str
+    max_seconds: float | None
+    run_dir: str | None
+
+    def __call__(self, host: str, store: Any, port: int) -> Hosts:
+        """Servers that listen at `host` and leave their addresses in a store, which listens there at `port`."""
+        rules = Rules(self.server.max_ahead, self.server.max_growth, self.server.record_every)
+        serving = Serving(
+            self.strategy,
+            self.params,
+            self.statistics,
+            self.workers,
+            self.server.shards,
+            host,
+            secrets.token_hex(32),
+            rules,
+            (host, port, self.secret),
+            _certificate(self.server, host),
+            self.max_seconds,
+            self.run_dir,
+        )
+        return Hosts(serving, self.server, store)
+
+
+def forget_snapshots(run_dir: str) -> None:
+    """What an earlier run has left in its folder is not for a new one."""
+    for name in Folder(run_dir).names():
+        if name.startswith("center-"):
+            Folder(run_dir).delete(name)
+
+
+def _certificate(server: Server, host: str) -> tuple[bytes, bytes] | None:
+    if server.tls is False:
+        return None
+    if server.tls is True:
+        return certificates.make(host)
+    return Path(server.tls.certificate).read_bytes(), Path(server.tls.key).read_bytes()
+
+
+def to_rows(collected: Collected) -> Iterator[pa.RecordBatch]:
+    """What the servers hold, as results of the worker that hosts them."""
+    models = [*collected.kept, (collected.mark, collected.params, collected.statistics)]
+    tensors = {"params": torch.stack([m[1] for m in models]), "statistics": torch.stack([m[2] for m in models])}
+    yield from rows("center", 0, pack(tensors, {"marks": [m[0] for m in models], "status": collected.status}))
+    yield from rows("log", 0, ipc(collected.log))
+
+
+def from_rows(batches: list[pa.RecordBatch]) -> Collected:
+    """The reverse of `to_rows`, from the results of all workers."""
+    parts = by_part(batches)
+    tensors, plain = unpack(parts["center", 0])
+    *kept, last = zip(plain["marks"], tensors["params"], tensors["statistics"], strict=True)
+    log = pa.ipc.open_stream(parts["log", 0]).read_all()
+    return Collected(last[1], last[2], list(kept), log, plain["status"], last[0])

@@ -1,0 +1,293 @@
+"""A server process: one shard of the center behind Arrow Flight.
+
+Each worker has a stream and a thread of its own; merging takes a lock, reading and writing sockets does not, so a slow or
+dead worker holds up nobody. Requests without the run's token never reach a handler.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hmac
+import json
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn, final
+
+import pyarrow as pa
+import pyarrow.flight as flight
+import torch
+
+from firesteel.checkpoint import Folder, pack, unpack
+from firesteel.errors import FiresteelError, UsageError
+from firesteel.net import wire
+from firesteel.net.center import Center, Rules
+from firesteel.net.meeting import open_store
+from firesteel.net.protocol import Vec
+
+
+@final
+@dataclass(frozen=True)
+class Serving:
+    """All that the servers of a run need to know; pickled into a folder that only this user can enter."""
+
+    strategy: Any
+    params: Vec
+    """The initial center, [P] of all shards."""
+    statistics: int
+    """How many running statistics ride along with the first shard's pushes."""
+    workers: int
+    shards: int
+    host: str
+    """The address to listen at."""
+    token: str
+    rules: Rules
+    store: tuple[str, int, str]
+    """Host, port and prefix of the store in which servers leave their addresses."""
+    certificate: tuple[bytes, bytes] | None
+    """Certificate and private key, PEM."""
+    max_seconds: float | None
+    run_dir: str | None
+    """Where snapshots go from which a lost server is started again."""
+
+
+def cut(size: int, shards: int) -> list[slice]:
+    """The coordinates of each shard."""
+    return [slice(size * i // shards, size * (i + 1) // shards) for i in range(shards)]
+
+
+# ---- who may come in -------------------------------------------------------------------------------------------------
+
+
+@final
+class _Gate(flight.ServerMiddlewareFactory):
+    def __init__(self, token: str) -> None:
+        super().__init__()
+        self._expected: bytes = f"Bearer {token}".encode()
+
+    def start_call(self, info: Any, headers: dict[str, list[str]]) -> None:
+        given = headers.get("authorization", [""])[0]
+        if not hmac.compare_digest(given.encode(), self._expected):
+            raise flight.FlightUnauthenticatedError("this server serves one run, and the call does not carry its token")
+
+
+# ---- the server ------------------------------------------------------------------------------------------------------
+
+
+@final
+class Server(flight.FlightServerBase):
+    """One shard. `number` 0 also holds the running statistics."""
+
+    def __init__(self, serving: Serving, number: int, folder: str) -> None:
+        where = f"[{serving.host}]:0" if ":" in serving.host else f"{serving.host}:0"
+        tls = {"tls_certificates": [serving.certificate]} if serving.certificate else {}
+        scheme = "grpc+tls" if serving.certificate else "grpc"
+        super().__init__(f"{scheme}://{where}", middleware={"gate": _Gate(serving.token)}, **tls)
+        self._serving: Serving = serving
+        self._number: int = number
+        self._folder: str = folder
+        own = serving.params[cut(serving.params.numel(), serving.shards)[number]].clone()
+        statistics = 0 if number else serving.statistics
+        self._schema: pa.Schema = wire.schema(own.dtype)
+        self._changed: threading.Condition = threading.Condition()
+        self._kept: Any = open(os.path.join(folder, f"kept-{number}"), "ab")  # noqa: SIM115
+        self._marks: Any = open(os.path.join(folder, f"marks-{number}"), "a")  # noqa: SIM115
+        self.center: Center = Center(own, serving.strategy, serving.workers, statistics, serving.rules, self._keep)
+        self._zero: float | None = None
+        self._stop: bool = False
+        self._finished: threading.Event = threading.Event()
+        self._snapshot_name: str = f"center-{number}.safetensors"
+        self._due: threading.Event = threading.Event()
+        if serving.run_dir is not None:
+            threading.Thread(target=self._write_snapshots, daemon=True).start()
+
+    def restore(self, data: bytes) -> None:
+        """Go on from a snapshot."""
+        tensors, plain = unpack(data)
+        self.center.restore(tensors, plain)
+        self._zero = time.perf_counter() - plain["seconds"]
+
+    def _seconds(self) -> float:
+        now = time.perf_counter()
+        if self._zero is None:
+            self._zero = now
+        return now - self._zero
+
+    # ---- a worker's stream -------------------------------------------------------------------------------------------
+
+    def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
+        worker, attempt = _who(descriptor)
+        center, changed = self.center, self._changed
+        with changed, _refused():
+            sequence, steps_done = center.join(worker, attempt, self._seconds())
+        try:
+            writer.begin(self._schema)
+            writer.write_metadata(pa.py_buffer(wire.two(wire.WELCOME, sequence, steps_done)))
+            buffers = [torch.empty_like(center.params) for _ in range(2)]  # one in the wire, one to fill
+            while True:
+                try:
+                    chunk = reader.read_chunk()
+                except StopIteration:
+                    return
+                if chunk.app_metadata is None or not len(chunk.app_metadata):
+                    raise flight.FlightServerError("a message without a note")
+                note = chunk.app_metadata.to_pybytes()
+                with _refused():
+                    if note[0] == wire.PUSH:
+                        number, what = wire.read_push(note)
+                        delta = wire.tensor(chunk.data, self._schema)
+                        with changed:
+                            _ = center.push(worker, attempt, number, what, delta, self._seconds())
+                            changed.notify_all()
+                    elif note[0] == wire.PULL:
+                        buffers.reverse()
+                        with changed:
+                            while center.must_wait(worker) and not self._halted():
+                                _ = changed.wait(1.0)
+                            version = center.pull(worker, attempt, self._seconds(), buffers[0])
+                            said = wire.DIVERGED if center.diverged else wire.STOPPED if self._halted() else 0
+                        reply = pa.py_buffer(wire.two(wire.CENTER, version, said))
+                        writer.write_with_metadata(wire.batch(buffers[0], self._schema), reply)
+                    elif note[0] == wire.AGREE:
+                        with changed:
+                            center.agree(worker, attempt, *wire.read_two(note), self._seconds())
+                    elif note[0] == wire.LEAVE:
+                        return
+                    else:
+                        raise UsageError(f"a message of unknown kind {note[0]}.")
+        finally:
+            with changed:
+                center.leave(worker, attempt, self._seconds())
+                changed.notify_all()
+
+    def _halted(self) -> bool:
+        limit = self._serving.max_seconds
+        if limit is not None and self._zero is not None and self._seconds() >= limit:
+            self._stop = True
+        return self._stop
+
+    # ---- the caller's side -------------------------------------------------------------------------------------------
+
+    def do_action(self, context: Any, action: Any) -> Any:
+        if action.type == "status":
+            with self._changed:
+                text = json.dumps(self._status())
+            return [flight.Result(pa.py_buffer(text.encode()))]
+        if action.type == "stop":
+            with self._changed:
+                self._stop = True
+                self._changed.notify_all()
+            return []
+        if action.type == "diverged":
+            with _refused():
+                told = json.loads(action.body.to_pybytes())
+                with self._changed:
+                    self.center.roll_back(int(told["worker"]), int(told["sequence"]), str(told["why"]))
+                    self._changed.notify_all()
+            return []
+        if action.type == "finish":
+            self._finish()
+            return []
+        raise flight.FlightServerError(f"there is no action {action.type!r}")
+
+    def _status(self) -> dict[str, Any]:
+        center = self.center
+        seconds = self._seconds() if self._zero is not None else 0.0
+        return {
+            **center.mark(seconds),
+            "joined": len(center.members),
+            "active": sum(m.active for m in center.members.values()),
+            "most_at_once": center.most_at_once,
+            "diverged": center.diverged,
+            "stopped": self._halted(),
+        }
+
+    # ---- what is kept ------------------------------------------------------------------------------------------------
+
+    def _keep(self, params: Vec, statistics: Vec, mark: dict[str, float]) -> None:
+        for x in (params, statistics):
+            self._kept.write(x.contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        self._kept.flush()
+        self._marks.write(json.dumps(mark) + "\n")
+        self._marks.flush()
+        self._due.set()
+
+    def _write_snapshots(self) -> None:
+        """Beside the serving, as a folder may answer slowly."""
+        assert self._serving.run_dir is not None
+        folder = Folder(self._serving.run_dir)
+        while True:
+            _ = self._due.wait()
+            self._due.clear()
+            with self._changed:
+                tensors, plain = self.center.snapshot()
+                data = pack(tensors, {**plain, "seconds": self._seconds()})
+            with contextlib.suppress(OSError):
+                folder.put(self._snapshot_name, data)
+
+    def _finish(self) -> None:
+        with self._changed:
+            center, seconds = self.center, self._seconds()
+            tensors, plain = center.snapshot()
+            data = pack(tensors, {**plain, "status": self._status(), "mark": center.mark(seconds)})
+            _ = Path(self._folder, f"final-{self._number}").write_bytes(data)
+            table = center.table()
+        path = os.path.join(self._folder, f"log-{self._number}")
+        with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, table.schema) as out:
+            out.write_table(table)
+        self._finished.set()
+
+    def wait_until_finished(self) -> None:
+        _ = self._finished.wait()
+
+
+@contextlib.contextmanager
+def _refused() -> Any:
+    """Our own errors as Flight's: told to the sender, and the stream ends; the server goes on."""
+    try:
+        yield
+    except (FiresteelError, ValueError, KeyError, TypeError) as error:
+        raise flight.FlightServerError(f"{type(error).__name__}: {error}") from None
+
+
+def _who(descriptor: Any) -> tuple[int, int]:
+    with _refused():
+        told = json.loads(descriptor.command)
+        return int(told["worker"]), int(told["attempt"])
+    raise AssertionError
+
+
+def live(folder: str, number: int) -> NoReturn:
+    """Serve shard `number` of the run whose files are in `folder`, until told to finish; then end the process."""
+    code = 1
+    try:
+        _ = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        torch.set_num_threads(1)
+        # Written by the parent a moment ago, into a folder that only this user can enter.
+        serving: Serving = pickle.loads(Path(folder, "servers.pkl").read_bytes())
+        host, port, prefix = serving.store
+        store = open_store(host, port, 20.0)
+        generation = store.add(f"{prefix}/servers/{number}/generation", 1)
+        server = Server(serving, number, folder)
+        if serving.run_dir is not None:
+            snapshot = Folder(serving.run_dir).get(f"center-{number}.safetensors")
+            if snapshot is not None:
+                server.restore(snapshot)
+        shown = f"[{serving.host}]" if ":" in serving.host else serving.host
+        scheme = "grpc+tls" if serving.certificate else "grpc+tcp"
+        store.set(f"{prefix}/servers/{number}/{generation}", f"{scheme}://{shown}:{server.port}")
+        threading.Thread(target=server.serve, daemon=True).start()
+        server.wait_until_finished()
+        code = 0
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
