@@ -19,6 +19,7 @@ from firesteel.job import EarlyStopping
 from firesteel.local.world import Local
 from firesteel.optim import SGD, Adagrad, Adam, AdamW, ByEpochs, BySteps, Optimizer
 from firesteel.persistence import load
+from firesteel.replay import Replay
 from firesteel.run import Run
 from firesteel.server import TLS, Server
 from firesteel.spark.world import Spark
@@ -70,6 +71,7 @@ __all__ = [
     "Optimizer",
     "PostLocalSGD",
     "RendezvousTimeout",
+    "Replay",
     "Run",
     "Sequence",
     "Server",

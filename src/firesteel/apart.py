@@ -21,6 +21,7 @@ from firesteel.job import Job, Score
 from firesteel.losses import resolve_metrics
 from firesteel.net.hosting import Collected, Serve, forget_snapshots
 from firesteel.outcome import assemble_run
+from firesteel.replay import with_meaning, write_log
 from firesteel.results import by_part
 from firesteel.run import Run
 from firesteel.worker import flatten, statistics_of
@@ -55,6 +56,9 @@ def train_apart(
     )
     batches, collected = run_world(job, source, on, watch, serve)
     assert collected is not None
+    log = with_meaning(collected, job, on.workers, on.server)
+    if job.run_dir is not None:
+        write_log(log, job.run_dir)
     parts = by_part(batches)
     reports = [json.loads(parts["report", rank]) for rank in range(on.workers)]
     if not any(r["train_rows"] for r in reports):
@@ -88,9 +92,10 @@ def train_apart(
             "steps": int(collected.mark["steps"] // on.workers),
             "device": reports[0]["device"],
             "timing": {**reports[0]["timing"], "train_seconds": collected.mark["seconds"]},
-            "at_once": collected.status["most_at_once"],
+            "workers_at_once": collected.status["most_at_once"],
+            **({"replayed": collected.status["replayed"]} if "replayed" in collected.status else {}),
         },
-        arrivals=collected.log,
+        arrivals=log,
     )
     if collected.status["diverged"]:
         raise _diverged(job, collected.status["diverged"], run)

@@ -35,7 +35,7 @@ def brief(settings: Any) -> str:
     if not dataclasses.is_dataclass(settings) or isinstance(settings, type):
         return repr(settings)
     shown = [
-        f"{f.name}={value!r}"
+        f"{f.name}={brief(value)}"
         for f in dataclasses.fields(settings)
         if f.repr and ((value := getattr(settings, f.name)) != f.default or f.name == "workers")
     ]
@@ -106,8 +106,7 @@ def assemble_run(
     }
     status = "stopped early" if lead["early"] else "stopped" if lead["stopped"] else "finished"
     settings = {**described(job, on), **{name: lead[name] for name in ("best", "steps", "device", "hurried")}}
-    if "at_once" in lead:
-        settings["workers_at_once"] = lead["at_once"]
+    settings |= {name: lead[name] for name in ("workers_at_once", "replayed") if name in lead}
     model = _load(tensors, module, job)
     saving = {
         "spec": None if isinstance(model, Voting) else persistence.spec_of(model) or persistence.spec_of(job.model),

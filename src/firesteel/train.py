@@ -15,7 +15,7 @@ import cloudpickle
 import torch
 from torch import nn
 
-from firesteel import randomness
+from firesteel import randomness, replay
 from firesteel.apart import train_apart
 from firesteel.checkpoint import Board, Folder, Points
 from firesteel.data.columns import Features
@@ -31,12 +31,14 @@ from firesteel.net.protocol import Strategy, has_server
 from firesteel.optim import Adam, ByEpochs, BySteps, OptimizerSettings, Schedule
 from firesteel.outcome import assemble, described, rescue
 from firesteel.progress import Show, reporter
+from firesteel.replay import Replay
 from firesteel.run import Run
+from firesteel.spark import world as spark
 from firesteel.spark.world import Spark
 from firesteel.strategies import Single, SyncSGD
 from firesteel.worker import layout
 
-World = Local | Spark
+World = Local | Spark | Replay
 
 
 def train(
@@ -182,7 +184,7 @@ def train(
             if folder is not None and board != Folder(folder) and Folder(folder).get("stop") is not None:
                 board.put("stop", b"")
 
-        run_world: Any = local.run if isinstance(on, Local) else _spark_run()
+        run_world: Any = {Local: local.run, Spark: spark.run, Replay: replay.run}[type(on)]
         try:
             if has_server(strategy):
                 run = train_apart(job, source, on, run_world, module, watch, called_at, began, example, bool(resume))
@@ -204,18 +206,12 @@ def stop(run_dir: str | Path) -> None:
     Folder(str(run_dir)).put("stop", b"")
 
 
-def _spark_run() -> Callable[..., Any]:
-    from firesteel.spark.world import run
-
-    return run
-
-
 # ---- checks ----------------------------------------------------------------------------------------------------------
 
 
 def _check(on: Any, strategy: Any, optimizer: Any, schedule: Any, sizes: dict[str, float | None]) -> None:
-    if not isinstance(on, Local | Spark):
-        raise UsageError(f"on={on!r}: give firesteel.Local(workers=...) or firesteel.Spark(workers=...).")
+    if not isinstance(on, World):
+        raise UsageError(f"on={on!r}: give firesteel.Local(workers=...), Spark(workers=...) or Replay(run).")
     if isinstance(strategy, type):
         raise UsageError(f"strategy is the class {strategy.__name__}; give an instance: {strategy.__name__}().")
     if not inspect.iscoroutinefunction(getattr(strategy, "run", None)):

@@ -5,9 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from firesteel.data.columns import ROW, Columns
 from firesteel.data.source import FrameSource
+
+_compute: Any = pc  # its functions are made at run time, so a type checker does not know them
 
 
 def arrow_schema(frame: Any) -> pa.Schema:
@@ -59,6 +62,15 @@ def deal(source: FrameSource, workers: int, shuffle: bool = True) -> Any:
         return numbered
     within = F.col(ROW).bitwiseAND((1 << 33) - 1)  # the id is partition * 2**33 + row in the partition
     return numbered.repartitionById(workers, ((within + F.shiftright(ROW, 33)) % workers).cast("int"))
+
+
+def dealt_tables(source: FrameSource, workers: int) -> list[pa.Table]:
+    """The rows that `deal` gives to each worker, collected to this process."""
+    from pyspark.sql import functions as F
+
+    whole = deal(source, workers).withColumn("__worker", F.spark_partition_id()).toArrow()
+    number = whole.column("__worker")
+    return [whole.filter(_compute.equal(number, rank)).drop_columns(["__worker"]) for rank in range(workers)]
 
 
 def to_table(frame: Any, columns: Columns) -> pa.Table:

@@ -25,7 +25,7 @@ from firesteel.net.protocol import Push, Vec
 
 KINDS = ("join", "pull", "push", "lost", "leave")
 _NUMBER = {kind: i for i, kind in enumerate(KINDS)}
-_WHOLE = ("worker", "attempt", "sequence", "version", "staleness", "steps", "steps_done", "rows", "bytes")
+_WHOLE = ("worker", "attempt", "sequence", "version", "staleness", "steps", "steps_done", "rows", "bytes", "told")
 _REAL = ("seconds", "weight", "loss_sum", "waited_seconds", "distance", "scaling")
 
 LOG = pa.schema(
@@ -36,8 +36,9 @@ LOG = pa.schema(
     ]
 )
 """An event of a shard. `version` counts the pushes merged before it; `staleness` is that of a push; `steps_done` is the
-sender's position in its data; `distance` (between the center pushed to and the center pulled, 2-norm) and `scaling` (the
-norm of the change over the norm of the push) are recorded now and then, else NaN."""
+sender's position in its data; `told` is what a pull was told beside the center (1 stop, 2 diverged); `distance` (between the
+center pushed to and the center pulled, 2-norm) and `scaling` (the norm of the change over the norm of the push) are recorded
+now and then, else NaN."""
 
 
 @final
@@ -158,13 +159,13 @@ class Center:
             member.sequence += 1
             self._event("lost", worker, member, seconds, steps_done=steps_done)
 
-    def pull(self, worker: int, attempt: int, seconds: float, into: Vec) -> int:
+    def pull(self, worker: int, attempt: int, seconds: float, into: Vec, told: int = 0) -> int:
         """Copy the center into `into`, [P]; returns its version. `into` must stay as it is while it is the last pull."""
         member = self._member(worker, attempt)
         _ = into.copy_(self.params)
         member.pulled = self.version
         member.seen = into if self._needs_seen or (member.sequence + 1) % self._rules.record_every == 0 else None
-        self._event("pull", worker, member, seconds, sent=into.numel() * into.element_size())
+        self._event("pull", worker, member, seconds, sent=into.numel() * into.element_size(), told=told)
         return self.version
 
     def push(self, worker: int, attempt: int, sequence: int, note: Note, delta: Vec, seconds: float) -> bool:
@@ -317,7 +318,8 @@ class Center:
         steps_done: int = 0,
         rows: int = 0,
         sent: int = 0,
+        told: int = 0,
         real: tuple[float, ...] = (0.0, 0.0, 0.0, math.nan, math.nan),
     ) -> None:
-        whole = (worker, member.attempt, member.sequence, self.version, staleness, steps, steps_done, rows, sent)
+        whole = (worker, member.attempt, member.sequence, self.version, staleness, steps, steps_done, rows, sent, told)
         self._log.add(kind, whole, (seconds, *real))

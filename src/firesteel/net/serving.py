@@ -150,8 +150,8 @@ class Server(flight.FlightServerBase):
                         with changed:
                             while center.must_wait(worker) and not self._halted():
                                 _ = changed.wait(1.0)
-                            version = center.pull(worker, attempt, self._seconds(), buffers[0])
                             said = wire.DIVERGED if center.diverged else wire.STOPPED if self._halted() else 0
+                            version = center.pull(worker, attempt, self._seconds(), buffers[0], said)
                         reply = pa.py_buffer(wire.two(wire.CENTER, version, said))
                         writer.write_with_metadata(wire.batch(buffers[0], self._schema), reply)
                     elif note[0] == wire.AGREE:
