@@ -78,6 +78,7 @@ class Hosts:
         self._pids: dict[int, int] = {}
         self._generation: dict[int, int] = {}
         self._missed: int = 0
+        self._board: Board | None = None
         self._at_once: int = 0
         self.restarts: int = 0
         self.finder: Finder = Finder(serving.store[2], serving.shards, serving.token, _root(serving, server))
@@ -99,7 +100,10 @@ class Hosts:
             raise RendezvousTimeout(f"the servers did not start: {str(error).splitlines()[0]}") from None
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
+        if kind is not None:
+            with contextlib.suppress(Exception):  # the servers may be what has gone wrong
+                self._keep_model(self.collect())
         for pid in self._pids.values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -145,6 +149,7 @@ class Hosts:
 
     def tick(self, board: Board, epochs: float | None) -> None:
         """Called several times a second: watch the servers, hand on requests to stop, tell the progress."""
+        self._board = board
         status = self.watch()
         if status is None:
             return
@@ -183,7 +188,7 @@ class Hosts:
         marks = [[json.loads(line) for line in Path(folder, f"marks-{n}").read_text().splitlines()] for n in shards]
         params = torch.cat([tensors["params"] for tensors, _ in finals])
         first = finals[0]
-        return Collected(
+        found = Collected(
             params,
             first[0]["statistics"],
             _joined([self._kept(n, len(marks[n])) for n in shards], marks),
@@ -191,6 +196,15 @@ class Hosts:
             first[1]["status"],
             first[1]["mark"],
         )
+        if found.status["diverged"]:
+            self._keep_model(found)
+        return found
+
+    def _keep_model(self, found: Collected) -> None:
+        """Where the caller looks for the last good model when a run has failed."""
+        if self._board is not None and found.mark["version"]:
+            tensors = {"params": found.params, "statistics": found.statistics}
+            self._board.put("model.safetensors", pack(tensors, {"step": int(found.mark["steps"] // self._serving.workers)}))
 
     def _kept(self, number: int, count: int) -> list[tuple[Vec, Vec]]:
         part = cut(self._serving.params.numel(), self._serving.shards)[number]

@@ -1,0 +1,471 @@
+"""A server's sockets: who may come in, what is refused, that nobody waits for anybody, and the guards."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import threading
+import time
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.flight as flight
+import pytest
+import torch
+
+import firesteel
+from firesteel import Downpour, Local, Server
+from firesteel.net import wire
+from firesteel.net.center import Note, Rules
+from firesteel.net.client import Address, Caller, CenterNet
+from firesteel.net.serving import Server as Process
+from firesteel.net.serving import Serving
+from firesteel.trace import Trace
+
+TOKEN = "a token of this test"
+SIZE = 1000
+
+
+@pytest.fixture
+def server(tmp_path):
+    serving = Serving(Downpour(), torch.zeros(SIZE), 0, 4, 1, "127.0.0.1", TOKEN, Rules(), ("", 0, ""), None, None, None)
+    found = Process(serving, 0, str(tmp_path))
+    thread = threading.Thread(target=found.serve, daemon=True)
+    thread.start()
+    yield found
+    found.shutdown()
+    thread.join(5)
+
+
+def address(server, token=TOKEN) -> Address:
+    return Address((f"grpc+tcp://127.0.0.1:{server.port}",), token, None)
+
+
+def net(server, rank=0, attempt=0, size=4) -> CenterNet:
+    found = CenterNet(rank, size, attempt, lambda: address(server), [slice(0, SIZE)], torch.float32, Trace(rank))
+    found.note = lambda: Note(1, found.sequence, 8, 8.0, 1.0, 0.0, 0.1, 0.1)
+    return found
+
+
+def await_(pending):
+    from firesteel.net.protocol import drive
+
+    async def program():
+        return await pending
+
+    return drive(program())
+
+
+def test_push_and_pull(server):
+    one, two = net(server, 0), net(server, 1)
+    assert one.join() == two.join() == 0
+    assert not await_(one.pull()).any()
+    await_(one.push(torch.ones(SIZE)))
+    await_(one.push(torch.ones(SIZE)))
+    assert torch.equal(await_(one.pull()), torch.full((SIZE,), 2.0))
+    await_(two.push(torch.ones(SIZE)))
+    mine = await_(two.pull())
+    mine.zero_()  # a tensor of one's own
+    assert torch.equal(await_(one.pull()), torch.full((SIZE,), 3.0))
+    one.close()
+    two.close()
+    kinds = [e["kind"] for e in server.center.table().to_pylist()]
+    assert kinds.count("push") == 3 and kinds.count("leave") == 2
+
+
+def test_a_push_may_be_changed_after_it_was_awaited(server):
+    one, delta = net(server), torch.ones(SIZE)
+    one.join()
+    for _ in range(50):
+        delta.fill_(1.0)
+        await_(one.push(delta))
+        delta.fill_(-1000.0)
+    assert torch.equal(await_(one.pull()), torch.full((SIZE,), 50.0))
+    one.close()
+
+
+@pytest.mark.parametrize("token", ["", "another token", TOKEN + "x", TOKEN[:-1]])
+def test_without_the_token_nothing_is_answered(server, token):
+    with pytest.raises(flight.FlightUnauthenticatedError):
+        Caller(address(server, token)).stop()
+    client, options = address(server, token).connect(0)
+    writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(b'{"worker": 0, "attempt": 0}'), options)
+    with pytest.raises((flight.FlightUnauthenticatedError, flight.FlightInternalError)):
+        writer.begin(wire.schema(torch.float32))
+        reader.read_chunk()
+    assert not server.center.members
+
+
+def messages():
+    """Requests that carry the token and are wrong in some other way: (command, schema, numbers, note)."""
+    good = json.dumps({"worker": 0, "attempt": 0}).encode()
+    f32 = wire.schema(torch.float32)
+    note = wire.push_note(1, Note(1, 1, 8, 8.0, 1.0, 0.0, 0.1, 0.1))
+    numbers = pa.record_batch([pa.array(np.ones(SIZE, np.float32))], schema=f32)
+    f64 = pa.schema([("x", pa.float64())])
+    nullable = pa.schema([("x", pa.float32())])
+    return {
+        "no JSON": (b"\x80\x04K\x00.", f32, numbers, note),
+        "a pickle": (b"cos\nsystem\n(S'true'\ntR.", f32, numbers, note),
+        "no worker": (b'{"attempt": 0}', f32, numbers, note),
+        "a worker that is not": (b'{"worker": 99, "attempt": 0}', f32, numbers, note),
+        "a note too short": (good, f32, numbers, note[:-1]),
+        "a note too long": (good, f32, numbers, note + b"x"),
+        "an empty note": (good, f32, numbers, b""),
+        "an unknown message": (good, f32, numbers, bytes([99]) + note[1:]),
+        "a push ahead of its turn": (good, f32, numbers, wire.push_note(5, Note(1, 1, 8, 8.0, 1.0, 0.0, 0.1, 0.1))),
+        "a push of number zero": (good, f32, numbers, wire.push_note(0, Note(1, 1, 8, 8.0, 1.0, 0.0, 0.1, 0.1))),
+        "impossible steps": (good, f32, numbers, wire.push_note(1, Note(-1, 1, 8, 8.0, 1.0, 0.0, 0.1, 0.1))),
+        "NaN for progress": (good, f32, numbers, wire.push_note(1, Note(1, 1, 8, 8.0, 1.0, 0.0, float("nan"), 0.1))),
+        "too few numbers": (good, f32, numbers.slice(0, SIZE - 1), note),
+        "too many numbers": (good, f32, pa.record_batch([pa.array(np.ones(SIZE + 1, np.float32))], schema=f32), note),
+        "other numbers": (good, f64, pa.record_batch([pa.array(np.ones(SIZE))], schema=f64), note),
+        "nulls": (good, nullable, pa.record_batch([pa.array([None] * SIZE, pa.float32())], schema=nullable), note),
+        "no numbers": (good, f32, None, note),
+    }
+
+
+@pytest.mark.parametrize("name", messages())
+def test_malformed_messages_are_refused_and_change_nothing(server, name):
+    command, schema, numbers, note = messages()[name]
+    client, options = address(server).connect(0)
+    writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(command), options)
+    with pytest.raises((flight.FlightError, pa.ArrowInvalid, OSError)):
+        writer.begin(schema)
+        if numbers is None:
+            writer.write_metadata(pa.py_buffer(note))
+        else:
+            writer.write_with_metadata(numbers, pa.py_buffer(note))
+        writer.done_writing()
+        while True:
+            try:
+                reader.read_chunk()
+            except StopIteration:
+                raise AssertionError("the server ended the stream without a word") from None
+    assert server.center.version == 0 and not server.center.params.any()
+    after = net(server, 1)
+    after.join()
+    await_(after.push(torch.ones(SIZE)))
+    assert torch.equal(await_(after.pull()), torch.ones(SIZE))
+    after.close()
+
+
+def test_a_client_that_does_not_read_holds_up_nobody(server):
+    """It asks for centers and never takes them: its thread in the server blocks, the others' do not."""
+    slow_client, options = address(server).connect(0)
+    writer, _ = slow_client.do_exchange(flight.FlightDescriptor.for_command(b'{"worker": 3, "attempt": 0}'), options)
+    writer.begin(wire.schema(torch.float32))
+
+    def ask():
+        for _ in range(20_000):
+            writer.write_metadata(pa.py_buffer(wire.two(wire.PULL, 0, 0)))
+
+    threading.Thread(target=ask, daemon=True).start()
+    one = net(server)
+    one.join()
+    began = time.monotonic()
+    for _ in range(100):
+        await_(one.push(torch.ones(SIZE)))
+        await_(one.pull())
+    assert time.monotonic() - began < 10
+    one.close()
+    slow_client.close()
+
+
+def test_it_listens_at_its_own_address_only(server):
+    with socket.create_connection(("127.0.0.1", server.port), 2):
+        pass
+    with pytest.raises(OSError), socket.create_connection(("127.0.0.2", server.port), 2):
+        pass
+
+
+def test_an_attempt_that_was_replaced_is_told_so(server):
+    from firesteel.net.center import Fenced
+
+    old = net(server)
+    old.join()
+    await_(old.push(torch.ones(SIZE)))
+    await_(old.pull())
+    new = net(server, attempt=1)
+    assert new.join() == 1
+    assert new.sequence == 1
+    with pytest.raises(Fenced):
+        await_(old.push(torch.ones(SIZE)))
+        await_(old.pull())
+    await_(new.push(torch.ones(SIZE)))
+    assert torch.equal(await_(new.pull()), torch.full((SIZE,), 2.0))
+    new.close()
+
+
+# ---- whole runs ------------------------------------------------------------------------------------------------------
+
+X = np.random.default_rng(0).standard_normal((400, 6)).astype(np.float32)
+Y = X[:, :3].argmax(1)
+
+
+def mlp():
+    return firesteel.models.MLP(6, 16, 3)
+
+
+def fit(strategy, workers=2, server=None, **settings):
+    settings = {"epochs": 10, "batch_size": 8, "optimizer": firesteel.SGD(lr=0.05), "progress": "none", **settings}
+    on = settings.pop("on", None) or Local(workers=workers, threads=1, server=server or Server())
+    return firesteel.train(mlp, (X, Y), strategy=strategy, on=on, **settings)
+
+
+@pytest.mark.parametrize("shards", [1, 2, 5])
+def test_every_push_is_merged_once_by_every_shard(shards):
+    run = fit(Downpour(3), 2, Server(shards=shards))
+    log = run.arrivals.to_pylist()
+    for shard in range(shards):
+        for worker in (0, 1):
+            numbers = [e["sequence"] for e in log if (e["shard"], e["worker"], e["kind"]) == (shard, worker, "push")]
+            assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) == -(-230 // 3)
+    assert run.metrics["validation_accuracy"] > 0.8
+    assert run.history["epoch"].to_pylist() == [float(k) for k in range(1, 11)]
+
+
+def test_tls_made_for_the_run():
+    assert fit(Downpour(), 2, Server(tls=True, shards=2)).metrics["validation_accuracy"] > 0.8
+
+
+def test_tls_with_a_certificate_of_ones_own(tmp_path):
+    from firesteel.net import certificates
+
+    certificate, key = certificates.make("127.0.0.1")
+    (tmp_path / "cert.pem").write_bytes(certificate)
+    (tmp_path / "key.pem").write_bytes(key)
+    tls = firesteel.TLS(str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
+    assert fit(Downpour(), 2, Server(tls=tls)).status == "finished"
+    with pytest.raises(firesteel.UsageError, match="there is no file"):
+        firesteel.TLS(str(tmp_path / "other.pem"), str(tmp_path / "key.pem"))
+
+
+@dataclass(frozen=True)
+class Slow:
+    """Downpour(1) whose worker 1 takes its time."""
+
+    seconds: float = 0.02
+    needs_seen: ClassVar[bool] = False
+
+    async def run(self, worker, net):
+        center = worker.params = await net.pull()
+        for _, batch in worker.steps():
+            if net.rank == 1:
+                threading.Event().wait(self.seconds)
+            worker.step(worker.gradient(batch))
+            await net.push(worker.params - center)
+            center = worker.params = await net.pull()
+        return center
+
+    def merge(self, center, push):
+        center.add_(push.delta)
+
+
+def worst_lead(run) -> int:
+    """How many pushes a worker was ahead of the slowest one that was still at work, when it was given a center."""
+    counts, active, worst = {}, set(), 0
+    for e in run.arrivals.to_pylist():
+        if e["kind"] == "join":
+            active.add(e["worker"])
+            counts.setdefault(e["worker"], 0)
+        elif e["kind"] == "leave":
+            active.discard(e["worker"])
+        elif e["kind"] == "push":
+            counts[e["worker"]] = e["sequence"]
+        elif e["kind"] == "pull" and len(active) == 2:
+            worst = max(worst, counts[e["worker"]] - min(counts[k] for k in active))
+    return worst
+
+
+@pytest.mark.parametrize("bound", [0, 3])
+def test_a_bound_on_staleness_holds(bound):
+    run = fit(Slow(), 2, Server(max_ahead=bound), epochs=1)
+    assert worst_lead(run) <= bound
+    pushes = [e for e in run.arrivals.to_pylist() if e["kind"] == "push"]
+    assert max(e["staleness"] for e in pushes) <= 2 * bound + 1
+
+
+def test_without_a_bound_the_fast_do_not_wait():
+    assert worst_lead(fit(Slow(), 2, epochs=1)) > 5
+
+
+def test_max_seconds_and_a_request_to_stop(tmp_path):
+    run = fit(Downpour(), 2, epochs=None, max_seconds=0.5)
+    assert run.status == "stopped" and 0.4 < run.history["seconds"].to_pylist()[-1] < 1.5
+    thread = threading.Timer(1.0, lambda: firesteel.stop(tmp_path))
+    thread.start()
+    run = fit(Downpour(), 2, epochs=100_000, run_dir=tmp_path)
+    assert run.status == "stopped"
+
+
+def test_divergence_is_told_with_worker_staleness_and_remedy():
+    with pytest.raises(
+        firesteel.Diverged, match=r"Downpour diverged at push \d+ of worker \d, staleness \d+.*a window below 5"
+    ) as e:
+        fit(Downpour(), 2, Server(max_growth=5.0), optimizer=firesteel.SGD(lr=50.0), epochs=30)
+    note = "\n".join(e.value.__notes__)
+    assert "The last good model" in note
+    path = note.split("firesteel.load('")[1].split("'")[0]
+    weights = torch.cat([p.flatten() for p in firesteel.load(path).parameters()])
+    assert torch.isfinite(weights).all() and torch.linalg.vector_norm(weights) < 60
+
+
+def explode(outputs, targets):
+    value = torch.nn.functional.cross_entropy(outputs, targets)
+    return value if value > 0.9 else value * float("nan")
+
+
+def test_a_loss_that_is_no_number_rolls_back_too():
+    with pytest.raises(firesteel.Diverged, match=r"worker \d.*the training loss became nan at step"):
+        fit(Downpour(), 2, loss=explode, optimizer=firesteel.SGD(lr=0.2), epochs=50)
+
+
+@dataclass(frozen=True)
+class Struck:
+    """Downpour(2) in which something happens to worker 1 at step 20, the first time."""
+
+    how: str
+    note: str
+    needs_seen: ClassVar[bool] = False
+
+    async def run(self, worker, net):
+        center = worker.params = await net.pull()
+        for step, batch in worker.steps():
+            worker.step(worker.gradient(batch))
+            if step == 20 and net.rank == 1 and not os.path.exists(self.note):
+                with open(self.note, "w") as file:
+                    file.write(str(time.time()))
+                if self.how == "raise":
+                    {}["a key that is not there"]
+                if self.how == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+            if step % 2 == 0 or worker.last(step):
+                await net.push(worker.params - center)
+                center = worker.params = await net.pull()
+        return center
+
+    def merge(self, center, push):
+        center.add_(push.delta)
+
+
+def pushed_rows(run) -> dict[int, int]:
+    found = {}
+    for e in run.arrivals.to_pylist():
+        if e["kind"] == "push" and not e["shard"]:
+            found[e["worker"]] = found.get(e["worker"], 0) + e["rows"]
+    return found
+
+
+def test_a_killed_worker_is_started_again_and_no_push_counts_twice(tmp_path):
+    run = fit(Struck("kill", str(tmp_path / "note")), 2, Server(shards=2))
+    assert run.status == "finished" and (tmp_path / "note").exists()
+    assert pushed_rows(run) == {0: 1800, 1: 1800}
+    joins = [
+        (e["worker"], e["attempt"], e["sequence"]) for e in run.arrivals.to_pylist() if e["kind"] == "join" and not e["shard"]
+    ]
+    assert (1, 1, 9) in joins  # nine pushes of two steps came before the kill at step 20
+    again = firesteel.train(
+        mlp, (X, Y), strategy=Struck("kill", str(tmp_path / "note")), on=firesteel.Replay(run),
+        epochs=10, batch_size=8, optimizer=firesteel.SGD(lr=0.05), progress="none",
+    )  # fmt: skip
+    assert again.settings["replayed"] == "different" or again.settings["replayed"] == "bit-equal"
+
+
+def test_an_exception_on_a_worker_ends_the_run_and_is_told_once(tmp_path):
+    with pytest.raises(firesteel.WorkerFailed) as caught:
+        fit(Struck("raise", str(tmp_path / "note")), 2, epochs=5000)
+    assert time.time() - float((tmp_path / "note").read_text()) < 3
+    text = str(caught.value)
+    assert text.count("Traceback (most recent call last)") == 1 and """{}["a key that is not there"]""" in text
+
+
+def servers() -> list[int]:
+    """Process numbers of servers: children of the nursery that listen."""
+    from firesteel.nursery import Nursery
+
+    tree = f"/proc/{Nursery.get().process.pid}/task/{Nursery.get().process.pid}/children"
+    with open(tree) as file:
+        return [int(pid) for pid in file.read().split()]
+
+
+@dataclass(frozen=True)
+class KillsServer:
+    """Downpour(1) whose worker 0 kills the server (the first child of the nursery) at step 30, once."""
+
+    note: str
+    needs_seen: ClassVar[bool] = False
+
+    async def run(self, worker, net):
+        center = worker.params = await net.pull()
+        for step, batch in worker.steps():
+            worker.step(worker.gradient(batch))
+            if step == 100 and net.rank == 0 and not os.path.exists(self.note):
+                parent = os.getppid()
+                with open(f"/proc/{parent}/task/{parent}/children") as file:
+                    first = min(int(pid) for pid in file.read().split())
+                with open(self.note, "w") as file:
+                    file.write(str(time.time()))
+                os.kill(first, signal.SIGKILL)
+            await net.push(worker.params - center)
+            center = worker.params = await net.pull()
+        return center
+
+    def merge(self, center, push):
+        center.add_(push.delta)
+
+
+def test_a_killed_server_is_a_clear_error(tmp_path):
+    with pytest.raises(firesteel.ClusterError, match="server 0 of the center was ended by SIGKILL. With run_dir"):
+        fit(KillsServer(str(tmp_path / "note")), 2, epochs=2000)
+    assert time.time() - float((tmp_path / "note").read_text()) < 15
+    assert fit(Downpour(), 2, epochs=1).status == "finished"
+
+
+def test_a_killed_server_goes_on_from_its_snapshot(tmp_path):
+    run = fit(KillsServer(str(tmp_path / "note")), 2, run_dir=tmp_path / "run", checkpoint_steps=20)
+    assert run.status == "finished" and (tmp_path / "note").exists()
+    assert run.metrics["validation_accuracy"] > 0.8
+    last = {e["worker"]: e["sequence"] for e in run.arrivals.to_pylist() if e["kind"] == "push"}
+    assert last == {0: 230, 1: 230}
+    with pytest.raises(firesteel.UsageError, match="the log is not whole"):
+        fit(KillsServer(str(tmp_path / "note")), on=firesteel.Replay(tmp_path / "run"))
+
+
+def test_collectives_need_a_gang_and_pulls_a_server():
+    @dataclass(frozen=True)
+    class Confused:
+        needs_seen: ClassVar[bool] = False
+
+        async def run(self, worker, net):
+            return await net.all_reduce(worker.params)
+
+        def merge(self, center, push): ...
+
+    with pytest.raises(firesteel.StrategyError, match="use pull and push"):
+        fit(Confused())
+
+    @dataclass(frozen=True)
+    class NoMerge:
+        async def run(self, worker, net):
+            return await net.pull()
+
+    with pytest.raises(firesteel.StrategyError, match="give the strategy a method `merge"):
+        fit(NoMerge())
+
+
+def test_early_stopping_is_refused():
+    with pytest.raises(firesteel.UsageError, match="early stopping evaluates while workers wait"):
+        fit(Downpour(), early_stopping=firesteel.EarlyStopping())
+
+
+def test_fewer_rows_than_workers():
+    run = firesteel.train(
+        mlp, (X[:3], Y[:3]), strategy=Downpour(2), on=Local(workers=5, threads=1), validation=None, epochs=4, progress="none"
+    )
+    assert run.status == "finished" and sum(pushed_rows(run).values()) == 12
+    assert run.history["epoch"].to_pylist() == [1, 2, 3, 4]
