@@ -64,8 +64,9 @@ def train_apart(
     if not any(r["train_rows"] for r in reports):
         raise UsageError("there are no rows to train on: the data is empty, or validation took them all.")
     models = [*collected.kept]
-    if not models or not torch.equal(models[-1][1], collected.params):
+    if not models or models[-1][0]["version"] != collected.mark["version"]:
         models.append((collected.mark, collected.params, collected.statistics))
+    models[-1][0]["epoch"] = collected.mark["epoch"]  # workers without rows may have been told apart only later
     if job.validation or job.columns.validation:
         if not any(r["held_rows"] for r in reports):
             raise UsageError("validation was asked for, but no row was left for it; give a larger share or more rows.")

@@ -33,7 +33,7 @@ class Server:
     """How the center is served; `Local(server=Server(...))`, `Spark(server=Server(...))`.
 
     >>> Server(shards=2, max_ahead=4)
-    Server(shards=2, tls=False, max_ahead=4, max_growth=100.0, record_every=16, restart_seconds=15.0)
+    Server(shards=2, tls=False, max_ahead=4, max_growth=10000.0, record_every=16, restart_seconds=15.0)
     """
 
     shards: int = 1
@@ -43,7 +43,7 @@ class Server:
     max_ahead: int | None = None
     """Stale synchronous parallel (Ho et al. 2013): a worker that is more than so many pushes ahead of the slowest one waits
     at its pull. Bounds staleness to (2 max_ahead + 1)(N - 1). None: nobody waits; 0 keeps workers within one push."""
-    max_growth: float = 100.0
+    max_growth: float = 1e4
     """The run is taken to have diverged when the center's norm exceeds this multiple of its first norm (or of 1)."""
     record_every: int = 16
     """Every so many pushes of a worker, distance and scaling are recorded, >= 1; it costs two norms."""

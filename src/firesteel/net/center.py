@@ -64,7 +64,7 @@ class Rules:
     """What a center does beside merging."""
 
     max_ahead: int | None = None
-    max_growth: float = 100.0
+    max_growth: float = 1e4
     record_every: int = 16
     check_every: int = 16
 

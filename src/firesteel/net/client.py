@@ -74,6 +74,8 @@ class _Link:
                 while True:
                     _ = self._reader.read_chunk()  # until the server has hung up: it has merged everything by then
         with contextlib.suppress(Exception):
+            self._writer.close()
+        with contextlib.suppress(Exception):
             self._client.close()
 
 
