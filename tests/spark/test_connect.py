@@ -23,6 +23,12 @@ run = firesteel.train(model, train, on=firesteel.Spark(workers=2), run_dir="run"
 assert run.evaluate(test)["accuracy"] > 0.9, run
 print("trained")
 
+served = firesteel.train(model, train, on=firesteel.Spark(workers=2, server=firesteel.Server(shards=2)),
+                         strategy=firesteel.DynSGD(3), run_dir="served", **settings)
+assert served.evaluate(test)["accuracy"] > 0.9, served
+again = firesteel.train(model, train, on=firesteel.Replay("served"), strategy=firesteel.DynSGD(3), **settings)
+print("served and replayed", again.settings["replayed"])
+
 class Fails:
     async def run(self, worker, net):
         for step, batch in worker.steps():
@@ -62,5 +68,5 @@ def test_through_spark_connect(tmp_path):
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, cwd=tmp_path, timeout=240)
     said = done.stdout.splitlines()
     assert done.returncode == 0, done.stderr[-3000:]
-    assert said == ["trained", "failed with the cause", "too few slots told", "Spark ML works"]
+    assert said == ["trained", "served and replayed bit-equal", "failed with the cause", "too few slots told", "Spark ML works"]
     assert (tmp_path / "run" / "points").exists()

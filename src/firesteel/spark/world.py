@@ -107,7 +107,7 @@ def run(
                 hosts.tick(board, job.epochs)
             watch(board)
 
-        batches = _collect(session, result, job, on, board, tick, classic or scoring)
+        batches = _collect(session, result, job, on, board, tick, barrier and not classic)
         if hosts is not None:
             return batches, hosts.collect()
         return batches, from_rows(batches) if serve else None
@@ -209,14 +209,14 @@ def _slots(session: Any, on: Spark) -> Iterator[None]:
 
 
 def _collect(
-    session: Any, result: Any, job: Job, on: Spark, board: Board | None, watch: Callable[[Board], None], classic: bool
+    session: Any, result: Any, job: Job, on: Spark, board: Board | None, watch: Callable[[Board], None], timed: bool
 ) -> list[pa.RecordBatch]:
     tag, got, done = f"firesteel-{job.secret[:12]}", {}, threading.Event()
 
     def collect() -> None:
         try:
             session.addTag(tag)
-            if classic:
+            if not _is_connect(session):
                 said = f"Firesteel: {job.settings['strategy']} on {on.workers} workers"
                 session.sparkContext.setLocalProperty("spark.job.description", said)
             got["table"] = result.toArrow()
@@ -244,7 +244,7 @@ def _collect(
                         failed_at = time.monotonic()
                     if failed_at is not None and time.monotonic() - failed_at > _LAST_WORDS_SECONDS:
                         raise_cause(failures_on(board, on.workers), _WORDLESS)
-                    started = started or classic or board.get("started") is not None
+                    started = started or not timed or board.get("started") is not None
                     if not started and time.monotonic() - began > on.start_seconds:
                         with contextlib.suppress(Exception):
                             session.interruptTag(tag)
