@@ -56,7 +56,7 @@ def train_apart(
     )
     batches, collected = run_world(job, source, on, watch, serve)
     assert collected is not None
-    log = with_meaning(collected, job, on.workers, on.server)
+    log = with_meaning(collected, job, on)
     if job.run_dir is not None:
         write_log(log, job.run_dir)
     parts = by_part(batches)

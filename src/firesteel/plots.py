@@ -63,6 +63,37 @@ def _dress(axes: Axes, ylabel: str, epochs: list[float], seconds: list[float]) -
         above.tick_params(labelsize=8)
 
 
+def staleness_histogram(run: Run) -> Figure:
+    """How stale pushes were, by worker; the dashed line is N - 1, which N equal workers come to on average."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError("plots need matplotlib: pip install 'firesteel[bench]'.") from error
+    table = run.staleness()
+    workers = sorted(set(table["worker"].to_pylist()))
+    stale, by = table["staleness"].to_pylist(), table["worker"].to_pylist()
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    most = max(stale, default=0)
+    step = max(1, (most + 1) // 40)
+    edges = [edge - 0.5 for edge in range(0, most + step + 1, step)]
+    parts = [[s for s, w in zip(stale, by, strict=True) if w == worker] for worker in workers]
+    labels = [f"worker {w}, mean {sum(p) / len(p):.2f}" for w, p in zip(workers, parts, strict=True)]
+    few = len(workers) <= 8
+    if few:
+        colours = [_BLUE, _ORANGE, "#3c8d40", _GREY, "#7a4fb5", "#b8860b", "#2aa6a6", "#b5446e"][: len(workers)]
+        _ = axes.hist(parts, edges, stacked=True, label=labels, color=colours)
+    else:
+        _ = axes.hist(stale, edges, color=_BLUE, label=f"{len(workers)} workers, mean {sum(stale) / len(stale):.2f}")
+    _ = axes.axvline(len(workers) - 1, color="#333", linestyle="--", linewidth=1, label=f"N - 1 = {len(workers) - 1}")
+    _ = axes.set_xlabel("staleness: pushes merged since the sender pulled")
+    _ = axes.set_ylabel("pushes")
+    axes.spines[["right", "top"]].set_visible(False)
+    _ = axes.legend(frameon=False, fontsize=9)
+    figure.suptitle(run.settings.get("title", ""), fontsize=10, color="#333")
+    return figure
+
+
 def html(run: Run) -> str:
     """A run as a notebook shows it: a line, a small table, the curves."""
     rows = "".join(

@@ -82,11 +82,13 @@ class Replay:
         return Server(**self.meaning["server"])
 
 
-def with_meaning(collected: Collected, job: Job, workers: int, server: Any) -> pa.Table:
+def with_meaning(collected: Collected, job: Job, on: Any) -> pa.Table:
     """The log of a run that has ended, fit to be replayed."""
+    workers, server = on.workers, on.server
+    spark = {"shuffle": on.shuffle} if hasattr(on, "shuffle") else None
     kept = {name: getattr(server, name) for name in ("shards", "max_ahead", "max_growth", "record_every")}
     settings = {name: value for name, value in job.settings.items() if name != "notes"}
-    meaning = {"workers": workers, "server": kept, "digest": digest(collected.params), "settings": settings}
+    meaning = {"workers": workers, "server": kept, "digest": digest(collected.params), "settings": settings, "spark": spark}
     return collected.log.replace_schema_metadata({"firesteel": json.dumps(meaning)})
 
 
@@ -115,7 +117,7 @@ def run(
     _ = torch.set_flush_denormal(True)
     state = torch.get_rng_state()
     try:
-        shards = _batches(source, size)
+        shards = _batches(source, size, meaning.get("spark"))
         if isinstance(job.work, Score):
             device = torch.device("cpu")
             scored = [list(score(job, Meeting(r, size, "", 0, ""), shards(r), device)) for r in range(size)]
@@ -128,12 +130,13 @@ def run(
         torch.set_rng_state(state)
 
 
-def _batches(source: Any, size: int) -> Callable[[int], Any]:
-    if not isinstance(source, FrameSource):
+def _batches(source: Any, size: int, spark: dict[str, Any] | None) -> Callable[[int], Any]:
+    """Each worker's rows, as they were dealt out then: by Spark, or by this machine."""
+    if spark is None and not isinstance(source, FrameSource):
         return lambda rank: stream(source, rank, size)
-    from firesteel.data.frame import dealt_tables
+    from firesteel.data.frame import dealt_tables, frame_of
 
-    tables = dealt_tables(source, size)
+    tables = dealt_tables(FrameSource(frame_of(source), source.columns), size, spark is None or spark["shuffle"])
     return lambda rank: iter(tables[rank].to_batches())
 
 

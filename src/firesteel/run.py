@@ -13,6 +13,7 @@ import pyarrow as pa
 from torch import Tensor, nn
 
 from firesteel import persistence
+from firesteel.errors import UsageError
 from firesteel.trace import json_lines
 
 if TYPE_CHECKING:
@@ -74,6 +75,31 @@ class Run:
         from firesteel.plots import learning_curves
 
         figure = learning_curves(self)
+        if path is not None:
+            figure.savefig(path, dpi=144)
+        return figure
+
+    def staleness(self) -> pa.Table:
+        """Every push in order of arrival: shard, worker, sequence, seconds, steps, rows, bytes, staleness, distance, scaling.
+
+        `staleness` counts the pushes merged since the sender pulled; every `Server.record_every` pushes, `distance` is the
+        2-norm between the center pushed to and the center pulled, and `scaling` what the merge made of the push's length;
+        else they are NaN.
+
+        Raises:
+            UsageError: the run's strategy has no server.
+        """
+        if self.arrivals is None:
+            raise UsageError("only runs of strategies with a server have staleness; this one's workers waited for each other.")
+        names = ["shard", "worker", "sequence", "seconds", "steps", "rows", "bytes", "staleness", "distance", "scaling"]
+        pushes = pa.array([kind == "push" for kind in self.arrivals["kind"].to_pylist()])
+        return self.arrivals.filter(pushes).select(names).replace_schema_metadata(None)
+
+    def plot_staleness(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """A histogram of staleness, by worker. Saved if `path` is given."""
+        from firesteel.plots import staleness_histogram
+
+        figure = staleness_histogram(self)
         if path is not None:
             figure.savefig(path, dpi=144)
         return figure

@@ -1,4 +1,4 @@
-"""The command line: `firesteel train`, `predict`, `strategies`, `doctor`."""
+"""The command line: `firesteel train`, `predict`, `replay`, `strategies`, `doctor`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,18 @@ import tyro
 
 from firesteel.cli.doctor import Doctor
 from firesteel.cli.predict import Predict
+from firesteel.cli.replay import Replay
 from firesteel.cli.strategies import Strategies
 from firesteel.cli.train import Train
 from firesteel.errors import FiresteelError, Interrupted, UsageError
 
-COMMANDS: dict[str, Any] = {"train": Train, "predict": Predict, "strategies": Strategies, "doctor": Doctor}
-
+COMMANDS: dict[str, Any] = {
+    "train": Train,
+    "predict": Predict,
+    "replay": Replay,
+    "strategies": Strategies,
+    "doctor": Doctor,
+}
 
 ABOUT = "Train PyTorch networks on Apache Spark, or on this machine. `firesteel COMMAND --help` teaches each command."
 

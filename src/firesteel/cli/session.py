@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sys
 from typing import Any
 
 from firesteel.errors import UsageError
 from firesteel.local.world import Local
+from firesteel.server import DEFAULT, Server
 from firesteel.spark.world import Spark
 
 
@@ -22,17 +24,23 @@ def spark_session(master: str | None, remote: str | None) -> Any:
         raise UsageError("give --master or --remote, not both.")
     builder: Any = SparkSession.builder
     if remote:
-        return builder.remote(remote).getOrCreate()
+        return _stopped_at_exit(builder.remote(remote).getOrCreate())
     if master:
         builder = builder.master(master)
     builder = builder.appName("firesteel").config("spark.ui.showConsoleProgress", "false").config("spark.log.level", "ERROR")
-    return builder.getOrCreate()
+    return _stopped_at_exit(builder.getOrCreate())
 
 
-def world(on: str, workers: int, master: str | None, remote: str | None) -> Local | Spark:
+def _stopped_at_exit(session: Any) -> Any:
+    """Spark's processes end badly and loudly when the driver goes without a word."""
+    _ = atexit.register(session.stop)
+    return session
+
+
+def world(on: str, workers: int, master: str | None, remote: str | None, server: Server = DEFAULT) -> Local | Spark:
     """The world that the flags name."""
     if on == "local":
         if master or remote:
             raise UsageError("--master and --remote go with --on spark.")
-        return Local(workers=workers)
-    return Spark(workers=workers, session=spark_session(master, remote))
+        return Local(workers=workers, server=server)
+    return Spark(workers=workers, session=spark_session(master, remote), server=server)

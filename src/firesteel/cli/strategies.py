@@ -51,7 +51,8 @@ class Strategies:
 
 def _summary(cls: type) -> str:
     paragraph = (inspect.getdoc(cls) or "").split("\n\n")[0]
-    return " ".join(paragraph.split()).replace(r"\(\lambda\)", "λ").split(", \\(")[0]
+    words = " ".join(paragraph.split()).replace(r"\(\lambda\)", "λ")
+    return words.split(" \\(")[0].rstrip(":,. ")  # the formula is for the full text
 
 
 def _signature(cls: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import functools
 import importlib
 import json
 import os
@@ -14,16 +15,20 @@ from typing import Annotated, Any, Literal, final
 import tyro
 
 from firesteel import datasets, models
+from firesteel.checkpoint import Folder
 from firesteel.cli.session import world
 from firesteel.data.columns import Features, Image
 from firesteel.errors import Interrupted, UsageError, did_you_mean
 from firesteel.job import EarlyStopping
+from firesteel.local.world import Local
 from firesteel.optim import SGD, Adagrad, Adam, AdamW, OptimizerSettings
 from firesteel.progress import Show
 from firesteel.run import Run
+from firesteel.server import Server
 from firesteel.spark.world import Spark
 from firesteel.strategies import CATALOGUE
 
+CALL = "call.json"  # in the run folder: what was typed, for `firesteel replay`
 OPTIMIZERS = {"adam": Adam, "adamw": AdamW, "sgd": SGD, "adagrad": Adagrad}
 
 
@@ -38,6 +43,7 @@ class Train:
       firesteel train mymodels:net data.parquet --features x1 x2 --label y --out model --plot curves.png
       firesteel train mlp:64,128,10 digits --on spark --master "local-cluster[2,1,2048]"
       firesteel train mymodels:net data.parquet --strategy mymethods:Gossip --set period=2
+      firesteel train mlp:64,128,10 digits --strategy DynSGD --workers 4 --server shards=2 --staleness staleness.png
 
     Ctrl-C stops within seconds and keeps the model.
     """
@@ -76,6 +82,8 @@ class Train:
     """Spark's master, such as "local-cluster[2,1,2048]" or spark://host:7077."""
     remote: str | None = None
     """A Spark Connect server, such as sc://host:15002."""
+    server: Annotated[list[str], tyro.conf.arg(metavar="NAME=VALUE")] = field(default_factory=list)
+    """Settings of the server, for strategies that have one: shards=2, tls=True, max_ahead=4, max_growth=1e6."""
     batch_size: int = 64
     """Rows of a step, per worker."""
     epochs: float | None = None
@@ -104,6 +112,8 @@ class Train:
     """Save the model into this folder."""
     plot: str | None = None
     """Draw the learning curves into this file."""
+    staleness: str | None = None
+    """Draw the histogram of staleness into this file, for strategies with a server."""
     json: bool = False
     """Print one JSON object, last, on standard output; all else goes to standard error."""
     progress: Show = "auto"
@@ -112,41 +122,51 @@ class Train:
     """Show tracebacks of errors."""
 
     def run(self) -> int:
-        from firesteel.train import train
-
-        on = world(self.on, self.workers, self.master, self.remote)
-        rows, columns = self._data(on)
+        on = self.world()
+        if self.run_dir is not None:
+            Folder(self.run_dir).put(CALL, json.dumps(dataclasses.asdict(self)).encode())
         try:
-            run = train(
-                model_of(self.model),
-                rows,
-                features=columns,
-                label=self.label,
-                weight=self.weight,
-                loss=self.loss,
-                optimizer=self._optimizer(),
-                strategy=strategy_of(self.strategy, self.set),
-                on=on,
-                batch_size=self.batch_size,
-                epochs=self.epochs,
-                max_steps=self.max_steps,
-                max_seconds=self.max_seconds,
-                validation=self._validation(),
-                metrics=tuple(self.metrics) or None,
-                early_stopping=EarlyStopping(patience=self.early_stopping) if self.early_stopping else None,
-                clip_norm=self.clip_norm,
-                seed=self.seed,
-                run_dir=self.run_dir,
-                resume=self.resume or None,
-                device=self.device,
-                progress=self.progress,
-            )
+            run = self.train(on, on)
         except Interrupted as stopped:
             if stopped.run is not None:
                 self._finish(stopped.run)
             raise
         self._finish(run)
         return 0
+
+    def world(self) -> Local | Spark:
+        """Where the flags say it runs."""
+        return world(self.on, self.workers, self.master, self.remote, Server(**_settings(Server, self.server)))
+
+    def train(self, home: Local | Spark, on: Any) -> Run:
+        """Train as the flags say, on data read as `home` reads it."""
+        from firesteel.train import train
+
+        rows, columns = self._data(home)
+        return train(
+            model_of(self.model),
+            rows,
+            features=columns,
+            label=self.label,
+            weight=self.weight,
+            loss=self.loss,
+            optimizer=self._optimizer(),
+            strategy=strategy_of(self.strategy, self.set),
+            on=on,
+            batch_size=self.batch_size,
+            epochs=self.epochs,
+            max_steps=self.max_steps,
+            max_seconds=self.max_seconds,
+            validation=self._validation(),
+            metrics=tuple(self.metrics) or None,
+            early_stopping=EarlyStopping(patience=self.early_stopping) if self.early_stopping else None,
+            clip_norm=self.clip_norm,
+            seed=self.seed,
+            run_dir=self.run_dir,
+            resume=self.resume or None,
+            device=self.device,
+            progress=self.progress,
+        )
 
     def _data(self, on: Any) -> tuple[Any, Features]:
         columns: Features = list(self.features) if len(self.features) > 1 else self.features[0]
@@ -183,6 +203,9 @@ class Train:
         if self.plot:
             run.plot(self.plot)
             print(f"plot:  {self.plot}", file=sys.stderr)
+        if self.staleness:
+            run.plot_staleness(self.staleness)
+            print(f"staleness: {self.staleness}", file=sys.stderr)
         rate, seconds = run.timing["samples_per_second"], run.timing["train_seconds"]
         print(f"{run.status}: {run.settings['steps']} steps, {seconds:.1f} s, {rate:,.0f} samples/s", file=sys.stderr)
         for name, value in run.metrics.items():
@@ -212,15 +235,17 @@ def imported(path: str, what: str) -> Any:
 
 
 def model_of(text: str) -> Any:
-    """The model that MODEL names."""
+    """A call that makes the model that MODEL names: a factory, so that --seed decides how it begins."""
     kind, _, rest = text.partition(":")
     if kind == "mlp":
         try:
-            return models.MLP(*(int(n) for n in rest.split(",")))
+            sizes = [int(n) for n in rest.split(",")]
+            _ = models.MLP(*sizes)
+            return functools.partial(models.MLP, *sizes)
         except ValueError as error:
             raise UsageError(f"model {text!r}: write mlp:IN,HIDDEN,...,OUT, for example mlp:64,128,10.") from error
     if kind == "lenet" and not rest:
-        return models.LeNet()
+        return models.LeNet
     if not rest:
         raise UsageError(f"model {text!r} is not known; there are mlp:IN,...,OUT, lenet, and MODULE:FACTORY of your own.")
     return imported(text, "model")
@@ -228,10 +253,15 @@ def model_of(text: str) -> Any:
 
 def strategy_of(name: str, settings: list[str]) -> Any:
     """The strategy of this name with settings NAME=VALUE."""
-    cls = imported(name, "strategy") if ":" in name else CATALOGUE.get(name)
+    cls: Any = imported(name, "strategy") if ":" in name else CATALOGUE.get(name)
     if cls is None:
         raise UsageError(f"strategy {name!r} is not known.{did_you_mean(name, CATALOGUE)} There are: {', '.join(CATALOGUE)}.")
-    known = [f.name for f in dataclasses.fields(cls)] if dataclasses.is_dataclass(cls) else []
+    return cls(**_settings(cls, settings))
+
+
+def _settings(cls: Any, settings: list[str]) -> dict[str, Any]:
+    """NAME=VALUE as the keyword arguments of a dataclass."""
+    known = [f.name for f in dataclasses.fields(cls)] if hasattr(cls, "__dataclass_fields__") else []
     given: dict[str, Any] = {}
     for setting in settings:
         key, _, value = setting.partition("=")
@@ -242,4 +272,4 @@ def strategy_of(name: str, settings: list[str]) -> Any:
             given[key] = ast.literal_eval(value)
         except (ValueError, SyntaxError):
             given[key] = value
-    return cls(**given)
+    return given

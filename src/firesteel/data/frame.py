@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from firesteel.data.columns import ROW, Columns
-from firesteel.data.source import FrameSource
+from firesteel.data.source import HELD, FrameSource, ParquetSource, TableSource
 
 _compute: Any = pc  # its functions are made at run time, so a type checker does not know them
 
@@ -64,11 +64,28 @@ def deal(source: FrameSource, workers: int, shuffle: bool = True) -> Any:
     return numbered.repartitionById(workers, ((within + F.shiftright(ROW, 33)) % workers).cast("int"))
 
 
-def dealt_tables(source: FrameSource, workers: int) -> list[pa.Table]:
+def frame_of(source: TableSource | ParquetSource | FrameSource, session: Any = None) -> Any:
+    """The source as a DataFrame of `session`, or of the active one."""
+    if isinstance(source, FrameSource):
+        return source.frame
+    if session is None:
+        from pyspark.sql import SparkSession
+
+        session = SparkSession.getActiveSession() or SparkSession.builder.getOrCreate()
+    if isinstance(source, TableSource):
+        return session.createDataFrame(source.table)
+    frame = session.read.parquet(source.path)
+    if source.held is None:
+        return frame
+    names = [n for n in source.columns.needed() if n != HELD]
+    return united(frame, session.read.parquet(source.held), names, HELD)
+
+
+def dealt_tables(source: FrameSource, workers: int, shuffle: bool) -> list[pa.Table]:
     """The rows that `deal` gives to each worker, collected to this process."""
     from pyspark.sql import functions as F
 
-    whole = deal(source, workers).withColumn("__worker", F.spark_partition_id()).toArrow()
+    whole = deal(source, workers, shuffle).withColumn("__worker", F.spark_partition_id()).toArrow()
     number = whole.column("__worker")
     return [whole.filter(_compute.equal(number, rank)).drop_columns(["__worker"]) for rank in range(workers)]
 

@@ -15,8 +15,8 @@ import cloudpickle
 import pyarrow as pa
 
 from firesteel.checkpoint import Board, Folder, StoreBoard
-from firesteel.data.frame import deal, united
-from firesteel.data.source import HELD, FrameSource, ParquetSource, TableSource
+from firesteel.data.frame import deal, frame_of
+from firesteel.data.source import FrameSource
 from firesteel.errors import ClusterError, FiresteelError, Interrupted, RendezvousTimeout, UsageError
 from firesteel.failures import failures_on, found_in, raise_cause
 from firesteel.job import Job, Score
@@ -68,7 +68,7 @@ def run(
     """
     session = session_of(on, source)
     classic = not _is_connect(session)
-    frame = _frame(source, session)
+    frame = frame_of(source, session)
     scoring = isinstance(job.work, Score)
     barrier = not scoring and (serve is None or not classic)
     if classic:
@@ -128,19 +128,6 @@ def session_of(on: Spark, source: Any) -> Any:
 
 def _is_connect(session: Any) -> bool:
     return type(session).__module__.startswith("pyspark.sql.connect")
-
-
-def _frame(source: Any, session: Any) -> Any:
-    if isinstance(source, FrameSource):
-        return source.frame
-    if isinstance(source, ParquetSource):
-        frame = session.read.parquet(source.path)
-        if source.held is None:
-            return frame
-        names = [n for n in source.columns.needed() if n != HELD]
-        return united(frame, session.read.parquet(source.held), names, HELD)
-    assert isinstance(source, TableSource)
-    return session.createDataFrame(source.table)
 
 
 def _check_conf(session: Any, barrier: bool) -> None:
