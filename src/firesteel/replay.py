@@ -261,6 +261,10 @@ class _Player:
             posts.append(("push", self.sequence, note, numbers))
         return _Done()
 
+    def exchange(self, delta: Vec) -> _Awaited:
+        _ = self.push(delta)
+        return self.pull()
+
     def publish(self, params: Vec, *rest: Tensor) -> None:
         """The center is the model that the world sees."""
 

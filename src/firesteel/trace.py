@@ -13,19 +13,8 @@ from typing import final
 
 import pyarrow as pa
 
-KINDS = (
-    "step",
-    "all_reduce",
-    "all_gather",
-    "reduce_scatter",
-    "broadcast",
-    "send",
-    "recv",
-    "publish",
-    "evaluate",
-    "pull",
-    "push",
-)
+_COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "broadcast")
+KINDS = ("step", *_COLLECTIVES, "send", "recv", "publish", "evaluate", "pull", "push", "exchange")
 _NUMBER = {kind: i for i, kind in enumerate(KINDS)}
 
 SCHEMA = pa.schema(

@@ -133,6 +133,7 @@ class Center:
         self._good: Vec = params.clone()
         self._limit: float = rules.max_growth * max(1.0, float(torch.linalg.vector_norm(params)))
         self._kept: int = 0
+        self._scratch: Vec | None = None
         self._log: _Log = _Log()
         self.totals: dict[str, float] = {"samples": 0, "weight": 0.0, "loss_sum": 0.0, "bytes": 0, "waited": 0.0, "steps": 0}
 
@@ -193,7 +194,9 @@ class Center:
         distance = scaling = math.nan
         seen, before = member.seen, None
         if sequence % self._rules.record_every == 0 and seen is not None:
-            distance, before = float(torch.dist(self.params, seen)), self.params.clone()
+            if self._scratch is None:
+                self._scratch = torch.empty_like(self.params)
+            distance, before = float(torch.dist(self.params, seen)), self._scratch.copy_(self.params)
         self._strategy.merge(
             self.params, Push(delta, staleness, seen if self._needs_seen else None, worker, sequence, note.steps)
         )

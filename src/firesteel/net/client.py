@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, TypeVar, final
 
 import pyarrow as pa
 import pyarrow.flight as flight
@@ -21,6 +21,7 @@ from firesteel.net.pending import Pending
 from firesteel.net.protocol import Net, Op, Vec, WireType
 from firesteel.trace import Trace
 
+T = TypeVar("T")
 _GONE = (flight.FlightUnavailableError, flight.FlightTimedOutError, flight.FlightCancelledError, flight.FlightInternalError)
 
 
@@ -133,43 +134,57 @@ class CenterNet:
     # ---- one worker and the server -----------------------------------------------------------------------------------
 
     def pull(self) -> Awaitable[Vec]:
-        self._again(self._ask)
+        self._meeting_again(self._ask, self._ask)
+        return Pending(self._centers, self.trace, "pull", 0)
 
-        def finish() -> Vec:
-            whole: list[Tensor] = []
-            for number in range(len(self._links)):
-                said, part = self._again(lambda number=number: self._links[number].center(), asked=True)
-                if said:
-                    self.on_stop()
-                whole.append(part)
-            return torch.cat(whole) if len(whole) > 1 else whole[0].clone()
+    def push(self, delta: Vec) -> Awaitable[None]:
+        # A copy: the transport may still be reading when the strategy has its tensor back.
+        self._send(delta.detach().clone(), wire.PUSH, lambda: None)
+        return Pending(lambda: None, self.trace, "push", delta.numel() * delta.element_size())
 
-        return Pending(finish, self.trace, "pull", 0)
+    def exchange(self, delta: Vec) -> Awaitable[Vec]:
+        # No copy: the center comes when all was read. Only a server that may come back needs one, to hear it again.
+        delta = delta.detach()
+        self._send(delta.clone() if self._restart_seconds else delta, wire.EXCHANGE, self._ask)
+        return Pending(self._centers, self.trace, "exchange", delta.numel() * delta.element_size())
+
+    def _send(self, delta: Vec, kind: int, repeat: Callable[[], None]) -> None:
+        self.sequence += 1
+        note = self.note()
+        parts = [delta] if len(self._parts) == 1 else [delta[part] for part in self._parts]
+        statistics = self.statistics()
+        if statistics.numel():
+            parts[0] = torch.cat([parts[0], statistics])
+        if self._restart_seconds:
+            self._last = wire.push_note(self.sequence, note), parts
+        text = wire.push_note(self.sequence, note, kind)
+
+        def send() -> None:
+            for link, part in zip(self._links, parts, strict=True):
+                link.push(text, part)
+
+        self._meeting_again(send, repeat)
 
     def _ask(self) -> None:
         for link in self._links:
             link.say(wire.two(wire.PULL, 0, 0))
 
-    def push(self, delta: Vec) -> Awaitable[None]:
-        delta = delta.detach()
-        self.sequence += 1
-        note = wire.push_note(self.sequence, self.note())
-        statistics = self.statistics()
-        # A copy: the transport may still be reading when the strategy has its tensor back.
-        parts = [delta[part].clone() for part in self._parts]
-        if statistics.numel():
-            parts[0] = torch.cat([parts[0], statistics])
-        self._last = (note, parts)
+    def _centers(self) -> Vec:
+        def read() -> list[tuple[int, Tensor]]:
+            return [link.center() for link in self._links]
 
-        def send() -> None:
-            for link, part in zip(self._links, parts, strict=True):
-                link.push(note, part)
+        def ask_and_read() -> list[tuple[int, Tensor]]:
+            self._ask()
+            return read()
 
-        self._again(send, sent=True)
-        return Pending(lambda: None, self.trace, "push", delta.numel() * delta.element_size())
+        found = self._meeting_again(read, ask_and_read)
+        if any(said for said, _ in found):
+            self.on_stop()
+        return found[0][1] if len(found) == 1 else torch.cat([part for _, part in found])
 
-    def _again(self, call: Callable[[], Any], asked: bool = False, sent: bool = False) -> Any:
-        """Call; where a server has gone and may come back, wait for it, meet it again, and repeat what it has not heard."""
+    def _meeting_again(self, call: Callable[[], T], repeat: Callable[[], T]) -> T:
+        """Call; where a server has gone and may come back, wait for it, meet it again (which sends it the newest push if it
+        lacks that), and call `repeat` instead."""
         with _told():
             try:
                 return call()
@@ -180,11 +195,7 @@ class CenterNet:
             while True:
                 try:
                     self._connect(self._find())  # waits for the new address
-                    if sent:
-                        return None  # `_connect` has sent the newest push
-                    if asked:
-                        self._ask()
-                    return call()
+                    return repeat()
                 except (*_GONE, StopIteration, OSError):
                     if time.monotonic() > until:
                         raise

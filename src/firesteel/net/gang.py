@@ -235,6 +235,9 @@ class GangNet:
     def push(self, delta: Vec) -> Awaitable[None]:
         raise StrategyError("net.push needs a server: give the strategy a method `merge(self, center, push)`.")
 
+    def exchange(self, delta: Vec) -> Awaitable[Vec]:
+        raise StrategyError("net.exchange needs a server: give the strategy a method `merge(self, center, push)`.")
+
     # ---- the gang ----------------------------------------------------------------------------------------------------
 
     def group(self, ranks: Sequence[int]) -> Net:

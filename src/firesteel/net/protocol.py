@@ -84,6 +84,10 @@ class Net(Protocol):
         """Hand `delta`, [P], to the server's `merge`; what this worker posts is heard in that order."""
         ...
 
+    def exchange(self, delta: Vec) -> Awaitable[Vec]:
+        """`push` and then `pull` in one message, which halves the latency."""
+        ...
+
     # The gang and the world.
 
     def group(self, ranks: Sequence[int]) -> Net:

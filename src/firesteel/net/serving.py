@@ -99,6 +99,7 @@ class Server(flight.FlightServerBase):
         self._kept: Any = open(os.path.join(folder, f"kept-{number}"), "ab")  # noqa: SIM115
         self._marks: Any = open(os.path.join(folder, f"marks-{number}"), "a")  # noqa: SIM115
         self.center: Center = Center(own, serving.strategy, serving.workers, statistics, serving.rules, self._keep)
+        self._bounded: bool = serving.rules.max_ahead is not None
         self._zero: float | None = None
         self._stop: bool = False
         self._finished: threading.Event = threading.Event()
@@ -130,6 +131,7 @@ class Server(flight.FlightServerBase):
             writer.begin(self._schema)
             writer.write_metadata(pa.py_buffer(wire.two(wire.WELCOME, sequence, steps_done)))
             buffers = [torch.empty_like(center.params) for _ in range(2)]  # one in the wire, one to fill
+            batches = {id(b): wire.batch(b, self._schema) for b in buffers}
             while True:
                 try:
                     chunk = reader.read_chunk()
@@ -138,29 +140,30 @@ class Server(flight.FlightServerBase):
                 if chunk.app_metadata is None or not len(chunk.app_metadata):
                     raise flight.FlightServerError("a message without a note")
                 note = chunk.app_metadata.to_pybytes()
+                kind = note[0]
                 with _refused():
-                    if note[0] == wire.PUSH:
+                    if kind == wire.PUSH or kind == wire.EXCHANGE:
                         number, what = wire.read_push(note)
                         delta = wire.tensor(chunk.data, self._schema)
                         with changed:
                             _ = center.push(worker, attempt, number, what, delta, self._seconds())
-                            changed.notify_all()
-                    elif note[0] == wire.PULL:
+                            if self._bounded:
+                                changed.notify_all()
+                    if kind == wire.PULL or kind == wire.EXCHANGE:
                         buffers.reverse()
                         with changed:
-                            while center.must_wait(worker) and not self._halted():
+                            while self._bounded and center.must_wait(worker) and not self._halted():
                                 _ = changed.wait(1.0)
                             said = wire.DIVERGED if center.diverged else wire.STOPPED if self._halted() else 0
                             version = center.pull(worker, attempt, self._seconds(), buffers[0], said)
-                        reply = pa.py_buffer(wire.two(wire.CENTER, version, said))
-                        writer.write_with_metadata(wire.batch(buffers[0], self._schema), reply)
-                    elif note[0] == wire.AGREE:
+                        writer.write_with_metadata(batches[id(buffers[0])], pa.py_buffer(wire.two(wire.CENTER, version, said)))
+                    elif kind == wire.AGREE:
                         with changed:
                             center.agree(worker, attempt, *wire.read_two(note), self._seconds())
-                    elif note[0] == wire.LEAVE:
+                    elif kind == wire.LEAVE:
                         return
-                    else:
-                        raise UsageError(f"a message of unknown kind {note[0]}.")
+                    elif kind != wire.PUSH:
+                        raise UsageError(f"a message of unknown kind {kind}.")
         finally:
             with changed:
                 center.leave(worker, attempt, self._seconds())

@@ -7,7 +7,7 @@ One stream (Flight's DoExchange) carries one worker's talk with one server:
                                         <-   WELCOME  pushes so far, steps at the last of them
     AGREE    pushes that all shards have ->
     PUSH     note + numbers             ->
-    PULL                                ->
+    PULL, or EXCHANGE (both in one)     ->
                                         <-   CENTER   version, stop + numbers
     LEAVE                               ->
 
@@ -19,7 +19,6 @@ from __future__ import annotations
 import struct
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -28,7 +27,7 @@ from firesteel.errors import UsageError
 from firesteel.net.center import Note
 
 WELCOME, CENTER = 1, 2
-AGREE, PUSH, PULL, LEAVE = 11, 12, 13, 14
+AGREE, PUSH, PULL, EXCHANGE, LEAVE = 11, 12, 13, 14, 15
 STOPPED, DIVERGED = 1, 2  # what a CENTER says beside the numbers
 
 _ARROW = {torch.float32: pa.float32(), torch.float64: pa.float64()}
@@ -51,7 +50,7 @@ def batch(x: Tensor, of: pa.Schema) -> pa.RecordBatch:
 
 
 def tensor(found: pa.RecordBatch | None, of: pa.Schema) -> Tensor:
-    """A record batch as a tensor on the same memory, [n]; it may not be written to.
+    """A record batch as a tensor on the same memory, [n], which nobody else has.
 
     Raises:
         UsageError: it is not one column of numbers of the agreed type, without nulls.
@@ -61,13 +60,12 @@ def tensor(found: pa.RecordBatch | None, of: pa.Schema) -> Tensor:
     array = found.column(0)
     if not len(array):
         return torch.empty(0, dtype=torch.float32)
-    with np.errstate(all="ignore"):
-        return torch.from_dlpack(array)
+    return torch.from_dlpack(array)
 
 
-def push_note(sequence: int, note: Note) -> bytes:
+def push_note(sequence: int, note: Note, kind: int = PUSH) -> bytes:
     return _PUSH.pack(
-        PUSH,
+        kind,
         sequence,
         note.steps,
         note.steps_done,

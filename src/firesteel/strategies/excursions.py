@@ -14,36 +14,42 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, final
 
+import torch
+
 from firesteel.errors import UsageError
 from firesteel.net.protocol import Net, Push, Vec
 from firesteel.worker import Worker
+
+_BLOCK = 2**16  # numbers
 
 
 async def excursions(worker: Worker, net: Net, window: int, normalise: bool, prefetch: bool) -> Vec:
     """Leave the center for `window` local steps, push the way travelled (or its mean step), pull; repeat."""
     center = worker.params = await net.pull()
+    delta = torch.empty_like(center)  # [P]
     taken, pending, left = 0, None, center
+
+    def travelled() -> Vec:
+        torch.sub(worker.params, center, out=delta)
+        return delta.div_(taken) if normalise else delta
+
     for _, batch in worker.steps():
         worker.step(worker.gradient(batch))
         taken += 1
         if pending is not None:
             center = await pending
             worker.params, pending = center + (worker.params - left), None
-        if taken == window:
-            delta = worker.params - center
-            await net.push(delta.div_(taken) if normalise else delta)
+        if taken == window and prefetch:
+            await net.push(travelled())
+            left, pending, taken = worker.params.clone(), net.pull(), 0
+        elif taken == window:
+            center = worker.params = await net.exchange(travelled())
             taken = 0
-            if prefetch:
-                left = worker.params.clone()
-                pending = net.pull()
-            else:
-                center = worker.params = await net.pull()
     if pending is not None:
         center = worker.params = await pending
     if taken:  # the last, partial window is pushed too
-        delta = worker.params - center
-        await net.push(delta.div_(taken) if normalise else delta)
-    return await net.pull()
+        return await net.exchange(travelled())
+    return center
 
 
 def _checked(strategy: object, **lowest: float) -> None:
@@ -163,5 +169,9 @@ class ADAG:
 
     def merge(self, center: Vec, push: Push) -> None:
         assert push.seen is not None  # the server keeps it, as `needs_seen` asks
-        damping = (center - push.seen).square_().div_(self.gamma).add_(1)  # [P]
-        center.addcdiv_(push.delta, damping)
+        gamma = center.new_tensor(self.gamma)
+        # By blocks that stay in the processor's cache: one pass through memory in place of three.
+        for c, seen, delta in zip(*(x.split(_BLOCK) for x in (center, push.seen, push.delta)), strict=True):
+            moved = c - seen
+            torch.addcmul(gamma, moved, moved, out=moved)  # gamma + (c - seen)^2
+            c.addcdiv_(delta, moved, value=self.gamma)
