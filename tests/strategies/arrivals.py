@@ -16,10 +16,8 @@ SETTINGS = ("shards", "max_ahead", "max_growth", "record_every")
 
 def verbs(steps: int, window: int, elastic: bool = False) -> list[str]:
     """What one worker asks of the server in a run of so many local steps."""
-    full, rest = divmod(steps, window)
-    if elastic:
-        return ["pull", *["pull", "push"] * (full + bool(rest)), "pull"]
-    return ["pull", *["push", "pull"] * full, *["push"] * bool(rest), "pull"]
+    times = -(-steps // window)
+    return ["pull", *["pull", "push"] * times, "pull"] if elastic else ["pull", *["push", "pull"] * times]
 
 
 def log(programs: list[list[str]], turns: Iterable[int], **server) -> pa.Table:

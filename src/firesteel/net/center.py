@@ -15,7 +15,7 @@ import math
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import pyarrow as pa
 import torch
@@ -42,8 +42,7 @@ now and then, else NaN."""
 
 
 @final
-@dataclass(frozen=True)
-class Note:
+class Note(NamedTuple):
     """What travels with a push: how much work is in it, and how far its sender is."""
 
     steps: int
@@ -134,6 +133,8 @@ class Center:
         self._limit: float = rules.max_growth * max(1.0, float(torch.linalg.vector_norm(params)))
         self._kept: int = 0
         self._scratch: Vec | None = None
+        self._sums: dict[str, float] = {"epochs": 0.0, "points": 0.0}  # over the workers' newest notes
+        self._without: int = 0  # workers that have left without a push
         self._log: _Log = _Log()
         self.totals: dict[str, float] = {"samples": 0, "weight": 0.0, "loss_sum": 0.0, "bytes": 0, "waited": 0.0, "steps": 0}
 
@@ -148,6 +149,8 @@ class Center:
             member = self.members[worker] = _Member(attempt)
         elif attempt < member.attempt or (attempt == member.attempt and member.active):
             raise Fenced(f"worker {worker}, attempt {attempt}: attempt {member.attempt} has taken over.")
+        elif not member.active and member.note is None:
+            self._without -= 1
         member.attempt, member.active, member.seen = attempt, True, None
         self.most_at_once = max(self.most_at_once, sum(m.active for m in self.members.values()))
         self._event("join", worker, member, seconds)
@@ -184,7 +187,7 @@ class Center:
         count = self.params.numel()
         if delta.numel() != count + self._statistics or delta.dtype != self.params.dtype:
             raise UsageError(f"a push has {delta.numel()} {delta.dtype} where {count + self._statistics} are expected.")
-        member.sequence, member.note = sequence, note
+        before_note, member.sequence, member.note = member.note, sequence, note
         if self.diverged is not None:
             return False
         if self._statistics:
@@ -203,7 +206,7 @@ class Center:
         if before is not None:
             size = float(torch.linalg.vector_norm(delta))
             scaling = float(torch.dist(self.params, before)) / size if size else math.nan
-        self._count(note, delta)
+        self._count(note, before_note, delta)
         self._event(
             "push",
             worker,
@@ -227,6 +230,7 @@ class Center:
         member = self.members.get(worker)
         if member is not None and member.attempt == attempt and member.active:
             member.active, member.seen = False, None
+            self._without += member.note is None
             self._event("leave", worker, member, seconds)
 
     def must_wait(self, worker: int) -> bool:
@@ -261,8 +265,7 @@ class Center:
 
     def progress(self, name: str) -> float:
         """Mean of a note's fraction over all workers, but for those that left without a push: they had no rows."""
-        without = sum(m.note is None and not m.active for m in self.members.values())
-        return sum(float(getattr(m.note, name)) for m in self.members.values() if m.note) / max(1, self._size - without)
+        return round(self._sums[name] / max(1, self._size - self._without), 9)
 
     def table(self) -> pa.Table:
         """The log so far, with the columns of `LOG`."""
@@ -274,7 +277,7 @@ class Center:
     def snapshot(self) -> tuple[dict[str, Vec], dict[str, Any]]:
         """What a server that is started again needs: the center, and who has pushed how much."""
         members = {
-            str(worker): {"attempt": m.attempt, "sequence": m.sequence, "note": vars(m.note) if m.note else None}
+            str(worker): {"attempt": m.attempt, "sequence": m.sequence, "note": m.note._asdict() if m.note else None}
             for worker, m in self.members.items()
         }
         plain = {"version": self.version, "members": members, "totals": self.totals, "kept": self._kept}
@@ -287,9 +290,14 @@ class Center:
         for worker, m in plain["members"].items():
             note = Note(**m["note"]) if m["note"] else None
             self.members[int(worker)] = _Member(m["attempt"], False, m["sequence"], self.version, note=note)
+            self._without += note is None
+            for name in self._sums:
+                self._sums[name] += float(getattr(note, name)) if note else 0.0
 
-    def _count(self, note: Note, delta: Vec) -> None:
+    def _count(self, note: Note, before: Note | None, delta: Vec) -> None:
         t = self.totals
+        self._sums["epochs"] += note.epochs - (before.epochs if before else 0.0)
+        self._sums["points"] += note.points - (before.points if before else 0.0)
         t["samples"] += note.rows
         t["weight"] += note.weight
         t["loss_sum"] += note.loss_sum

@@ -14,7 +14,7 @@ import pyarrow.flight as flight
 import torch
 from torch import Tensor
 
-from firesteel.errors import PeerLost, StrategyError
+from firesteel.errors import ClusterError, PeerLost, StrategyError
 from firesteel.net import wire
 from firesteel.net.center import Fenced, Note
 from firesteel.net.pending import Pending
@@ -112,8 +112,7 @@ class CenterNet:
 
     def join(self) -> int:
         """Meet the servers; returns the local steps that earlier attempts of this worker have already pushed."""
-        with _told():
-            self._connect(self._find())
+        self._meeting_again(lambda: self._connect(self._find()), lambda: None)
         return max(link.steps_done for link in self._links)
 
     def _connect(self, address: Address) -> None:
@@ -185,20 +184,19 @@ class CenterNet:
     def _meeting_again(self, call: Callable[[], T], repeat: Callable[[], T]) -> T:
         """Call; where a server has gone and may come back, wait for it, meet it again (which sends it the newest push if it
         lacks that), and call `repeat` instead."""
-        with _told():
+        try:
+            return call()
+        except (*_GONE, StopIteration, OSError, flight.FlightServerError) as error:
+            if not self._restart_seconds or isinstance(error, flight.FlightServerError):
+                raise _told(error) from None
+        until = time.monotonic() + self._restart_seconds
+        while True:
             try:
-                return call()
-            except (*_GONE, StopIteration, OSError):
-                if not self._restart_seconds:
-                    raise
-            until = time.monotonic() + self._restart_seconds
-            while True:
-                try:
-                    self._connect(self._find())  # waits for the new address
-                    return repeat()
-                except (*_GONE, StopIteration, OSError):
-                    if time.monotonic() > until:
-                        raise
+                self._connect(self._find())  # waits for the new address
+                return repeat()
+            except (*_GONE, StopIteration, OSError, flight.FlightServerError) as error:
+                if time.monotonic() > until or isinstance(error, flight.FlightServerError):
+                    raise _told(error) from None
 
     def close(self) -> None:
         """Leave; returns when the servers have merged all that was pushed."""
@@ -237,17 +235,12 @@ class CenterNet:
         return default
 
 
-@contextlib.contextmanager
-def _told() -> Any:
+def _told(error: BaseException) -> ClusterError:
     """A lost server as an error of ours, which is never the root cause: the caller knows more about its servers."""
-    try:
-        yield
-    except (*_GONE, StopIteration) as error:
-        raise PeerLost(f"the server is gone: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from None
-    except flight.FlightServerError as error:
-        if Fenced.__name__ in str(error):
-            raise Fenced(str(error).splitlines()[0]) from None
-        raise PeerLost(f"the server refused: {str(error).splitlines()[0]}") from None
+    said = str(error).splitlines()[0] if str(error) else type(error).__name__
+    if not isinstance(error, flight.FlightServerError):
+        return PeerLost(f"the server is gone: {said}")
+    return Fenced(said) if Fenced.__name__ in said else PeerLost(f"the server refused: {said}")
 
 
 def _no_gang(verb: str) -> StrategyError:

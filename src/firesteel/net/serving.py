@@ -95,6 +95,7 @@ class Server(flight.FlightServerBase):
         own = serving.params[cut(serving.params.numel(), serving.shards)[number]].clone()
         statistics = 0 if number else serving.statistics
         self._schema: pa.Schema = wire.schema(own.dtype)
+        sys.setswitchinterval(1e-4)  # streams are short of breath: at Python's 5 ms one would wait for another's turn to end
         self._changed: threading.Condition = threading.Condition()
         self._kept: Any = open(os.path.join(folder, f"kept-{number}"), "ab")  # noqa: SIM115
         self._marks: Any = open(os.path.join(folder, f"marks-{number}"), "a")  # noqa: SIM115
@@ -125,8 +126,11 @@ class Server(flight.FlightServerBase):
     def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
         worker, attempt = _who(descriptor)
         center, changed = self.center, self._changed
-        with changed, _refused():
-            sequence, steps_done = center.join(worker, attempt, self._seconds())
+        with changed:
+            try:
+                sequence, steps_done = center.join(worker, attempt, self._seconds())
+            except _BAD as error:
+                raise _refusal(error) from None
         try:
             writer.begin(self._schema)
             writer.write_metadata(pa.py_buffer(wire.two(wire.WELCOME, sequence, steps_done)))
@@ -141,7 +145,7 @@ class Server(flight.FlightServerBase):
                     raise flight.FlightServerError("a message without a note")
                 note = chunk.app_metadata.to_pybytes()
                 kind = note[0]
-                with _refused():
+                try:
                     if kind == wire.PUSH or kind == wire.EXCHANGE:
                         number, what = wire.read_push(note)
                         delta = wire.tensor(chunk.data, self._schema)
@@ -164,6 +168,8 @@ class Server(flight.FlightServerBase):
                         return
                     elif kind != wire.PUSH:
                         raise UsageError(f"a message of unknown kind {kind}.")
+                except _BAD as error:
+                    raise _refusal(error) from None
         finally:
             with changed:
                 center.leave(worker, attempt, self._seconds())
@@ -188,11 +194,13 @@ class Server(flight.FlightServerBase):
                 self._changed.notify_all()
             return []
         if action.type == "diverged":
-            with _refused():
+            try:
                 told = json.loads(action.body.to_pybytes())
                 with self._changed:
                     self.center.roll_back(int(told["worker"]), int(told["sequence"]), str(told["why"]))
                     self._changed.notify_all()
+            except _BAD as error:
+                raise _refusal(error) from None
             return []
         if action.type == "finish":
             self._finish()
@@ -250,20 +258,20 @@ class Server(flight.FlightServerBase):
         _ = self._finished.wait()
 
 
-@contextlib.contextmanager
-def _refused() -> Any:
-    """Our own errors as Flight's: told to the sender, and the stream ends; the server goes on."""
-    try:
-        yield
-    except (FiresteelError, ValueError, KeyError, TypeError) as error:
-        raise flight.FlightServerError(f"{type(error).__name__}: {error}") from None
+_BAD = (FiresteelError, ValueError, KeyError, TypeError)
+
+
+def _refusal(error: BaseException) -> flight.FlightServerError:
+    """An error of ours as Flight's: told to the sender, whose stream ends; the server goes on."""
+    return flight.FlightServerError(f"{type(error).__name__}: {error}")
 
 
 def _who(descriptor: Any) -> tuple[int, int]:
-    with _refused():
+    try:
         told = json.loads(descriptor.command)
         return int(told["worker"]), int(told["attempt"])
-    raise AssertionError
+    except _BAD as error:
+        raise _refusal(error) from None
 
 
 def live(folder: str, number: int) -> NoReturn:

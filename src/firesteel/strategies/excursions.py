@@ -20,7 +20,7 @@ from firesteel.errors import UsageError
 from firesteel.net.protocol import Net, Push, Vec
 from firesteel.worker import Worker
 
-_BLOCK = 2**16  # numbers
+_BLOCK = 2**18  # numbers
 
 
 async def excursions(worker: Worker, net: Net, window: int, normalise: bool, prefetch: bool) -> Vec:
