@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 JAVA = JAVA_HOME="$$(scripts/java)"
 
-.PHONY: help venv java demo test soak lint lock clean bench-peers bench-data bench-wire
+.PHONY: help venv java demo test soak lint lock clean bench-peers bench-data bench-wire bench-server bench-async
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -44,10 +44,16 @@ bench-data: venv java ## rows per second from a DataFrame to tensors
 bench-wire: venv java ## all-reduce across two hosts (needs root and spark-hosts)
 	$(JAVA) $(RUN) -m benchmarks.wire
 
+bench-server: venv java ## the parameter server beside Flight, gloo, elephas and sparktorch
+	$(JAVA) $(RUN) -m benchmarks.server
+
+bench-async: venv java ## accuracy of the asynchronous methods on MNIST
+	$(JAVA) $(RUN) -m benchmarks.asynchronous
+
 lock: ## resolve all versions anew and write requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
 	build/lock/bin/pip install --quiet torch==2.13.0
-	build/lock/bin/pip install --quiet '.[spark,bench,dev]'
+	build/lock/bin/pip install --quiet '.[spark,bench,tls,dev]'
 	build/lock/bin/pip freeze --exclude firesteel | sed -E 's/^(torch==[0-9.]+)\+.*/\1/' > requirements.lock
 
 clean: ## remove what was made here

@@ -1,8 +1,8 @@
 """The parameter server beside what limits it and beside its peers, in one run.
 
-Exchanges (one push and one pull) per second and gigabytes per second, at 1 kB, 5 MB and 100 MB, with one and two clients and one
-and two servers, against a raw Flight echo of the same bytes and against gloo's send and receive on loopback; merges against an
-in-place `add_`; and the parameter servers of elephas and sparktorch, in environments of their own.
+Exchanges (one push and one pull) per second and gigabytes per second, at 1 kB, 5 MB and 100 MB, with one and two clients and
+one and two servers, against a raw Flight echo of the same bytes and against gloo's send and receive on loopback; merges
+against an in-place `add_`; and the parameter servers of elephas and sparktorch, in environments of their own.
 """
 
 from __future__ import annotations
@@ -36,6 +36,10 @@ from firesteel.trace import Trace
 SIZES = {"1 kB": 256, "5 MB": 1_250_000, "100 MB": 25_000_000}  # float32 numbers
 ROUNDS = {"1 kB": 2000, "5 MB": 100, "100 MB": 8}
 HOST = "127.0.0.1"
+PEERS = {
+    "elephas": ["elephas==7.3.0", "tensorflow-cpu<2.20"],
+    "sparktorch": ["torch==2.13.0", "numpy", "pyspark", "sparktorch==0.2.0"],
+}
 
 
 # ---- servers, each a process -----------------------------------------------------------------------------------------
@@ -185,17 +189,17 @@ def measured_gloo(label: str) -> float:
 # ---- merges ----------------------------------------------------------------------------------------------------------
 
 
-def merges() -> list[list[str]]:
-    """Each merge beside an in-place `add_` of the same 5 MB, interleaved."""
+def merges(label: str) -> list[list[str]]:
+    """Each merge beside an in-place `add_` of the same size, interleaved."""
     torch.set_num_threads(1)
-    size = SIZES["5 MB"]
+    size = SIZES[label]
     middle, delta, seen = torch.randn(size), torch.randn(size) * 1e-6, torch.randn(size)
     contestants: dict[str, Any] = {"add_": lambda: middle.add_(delta)}
     for strategy in (firesteel.Downpour(), firesteel.AGN(), firesteel.DynSGD(), firesteel.ADAG()):
         push = Push(delta, 3, seen, 0, 1, 5)
         contestants[type(strategy).__name__] = lambda s=strategy, push=push: s.merge(middle, push)
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(60):
+    for _ in range(60 if label == "5 MB" else 12):
         for name, call in contestants.items():
             began = time.perf_counter()
             _ = call()
@@ -206,7 +210,7 @@ def merges() -> list[list[str]]:
         bar = 0.3 if name == "ADAG" else 0.8
         share = best["add_"] / took
         met = "" if name == "add_" else f"{bar:.0%}, {'met' if share >= bar else 'NOT MET'}"
-        rows.append([name, f"{took * 1e3:.3f}", f"{share:.0%}", met])
+        rows.append([f"{name}, {label}", f"{took * 1e3:.3f}", f"{share:.0%}", met])
     return rows
 
 
@@ -255,18 +259,18 @@ def main() -> None:
             print(row, flush=True)
     parts = [
         "## The parameter server",
-        f"Exchanges (a push and a pull) per second of all clients together, medians of {given.repetitions}, all processes on this "
-        "machine's two cores, loopback; `make bench-server`. Echo: a bare Flight server that hands back what comes in. gloo: one "
-        "pair of processes, send and receive.",
+        "Exchanges (a push and a pull) per second of all clients together, medians of "
+        f"{given.repetitions}, all processes on this machine's two cores, loopback; `make bench-server`. Echo: a bare Flight "
+        "server that hands back what comes in. gloo: one pair of processes, send and receive.",
         report.table(["", "exchanges/s", "GB/s", "Flight echo", "of it", "gloo"], table),
         f"The bar is 80 % of the echo; the lowest is {worst:.0%}, {'met' if worst >= 0.8 else 'NOT MET'}.",
-        "Merges of 5 MB, milliseconds, beside an in-place `add_`:",
-        report.table(["", "ms", "of add_", "bar"], merges()),
+        "Merges beside an in-place `add_`:",
+        report.table(["", "ms", "of add_", "bar"], [*merges("5 MB"), *merges("100 MB")]),
     ]
     if given.peers != "none":
         ours = measured("ours", "5 MB", 1, 1)
         rows = []
-        for package, requirements in (("elephas", ["elephas==7.3.0"]), ("sparktorch", ["sparktorch==0.2.0"])):
+        for package, requirements in PEERS.items():
             found = peer(package, requirements, Path(given.peers))
             if isinstance(found, str):
                 rows.append([package, found, ""])

@@ -129,3 +129,20 @@ def test_a_second_run_in_the_same_process_is_the_same(run):
     again = firesteel.train(net, DIGITS, strategy=SyncSGD(), on=Local(2), epochs=3, seed=2, progress="none")
     for p, q in zip(run.model.parameters(), again.model.parameters(), strict=True):
         assert torch.equal(p, q)
+
+
+def test_staleness_of_an_asynchronous_run(tmp_path):
+    found = firesteel.train(net, DIGITS, strategy=firesteel.Downpour(3), on=Local(2), epochs=4, progress="none")
+    table = found.staleness()
+    assert table.num_rows == sum(kind == "push" for kind in found.arrivals["kind"].to_pylist())
+    rows = table.to_pylist()
+    assert min(r["staleness"] for r in rows) >= 0 and sum(r["rows"] for r in rows) == found.timing["samples"]
+    recorded = [r for r in rows if r["distance"] == r["distance"]]
+    assert recorded and all(r["sequence"] % 16 == 0 and r["scaling"] == pytest.approx(1) for r in recorded)
+    found.plot_staleness(tmp_path / "staleness.png")
+    assert (tmp_path / "staleness.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_gang_has_no_staleness(run):
+    with pytest.raises(firesteel.UsageError, match="waited for each other"):
+        run.staleness()

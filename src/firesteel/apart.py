@@ -67,7 +67,7 @@ def train_apart(
     if not models or models[-1][0]["version"] != collected.mark["version"]:
         models.append((collected.mark, collected.params, collected.statistics))
     models[-1][0]["epoch"] = collected.mark["epoch"]  # workers without rows may have been told apart only later
-    if job.validation or job.columns.validation:
+    if (job.validation or job.columns.validation) and not collected.hurried:
         if not any(r["held_rows"] for r in reports):
             raise UsageError("validation was asked for, but no row was left for it; give a larger share or more rows.")
         scores = _score(job, source, on, run_world, models)
@@ -88,7 +88,7 @@ def train_apart(
         lead={
             "early": False,
             "stopped": bool(collected.status["stopped"]),
-            "hurried": False,
+            "hurried": collected.hurried,
             "best": len(models) - 1,
             "steps": int(collected.mark["steps"] // on.workers),
             "device": reports[0]["device"],

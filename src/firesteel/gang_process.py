@@ -30,6 +30,7 @@ from firesteel.net.gang import Control, GangNet
 from firesteel.net.meeting import Meeting, join, leave
 from firesteel.net.protocol import Vec, drive
 from firesteel.results import Kept, ipc, rows, twin
+from firesteel.stopping import HURRY
 from firesteel.trace import Trace
 from firesteel.worker import Worker
 
@@ -273,8 +274,9 @@ class GangProcess:
         board.put("started", b"")
         while not self._over.wait(0.5 if isinstance(board, Folder) else 0.1):
             with contextlib.suppress(Exception):
-                if board.get("stop") is not None:
-                    self.control.stop_asked = 2.0
+                asked = board.get("stop")
+                if asked is not None:
+                    self.control.stop_asked = 2.0 if asked == HURRY else 1.0
                     return
 
     # ---- the end -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from firesteel.checkpoint import Board
 from firesteel.errors import Interrupted
 
 _GRACE_SECONDS = 2.0
+HURRY = b"hurry"  # what a request to stop says when somebody waits for it: leave out what can be left out
 
 
 @contextlib.contextmanager
@@ -42,7 +43,7 @@ class Patience:
         if board is None:
             raise Interrupted("stopped by Ctrl-C; without a run folder there was no way to keep the model.") from None
         self._asked_at = time.monotonic()
-        board.put("stop", b"")
+        board.put("stop", HURRY)
 
     def check(self) -> None:
         """Raise when the workers were asked and have not stopped in time."""

@@ -6,6 +6,7 @@ import inspect
 import json
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -161,7 +162,7 @@ def train(
     resolve_metrics(metrics)
     if resume:
         job = replace(job, resume_from=_resumable(job, folder if resume is True else str(resume), on.workers))
-    module = _initial(job)
+    module = _initial(job, on.workers)
     if layout(module)[1] == torch.float64:
         columns = replace(source.columns, dtype="float64")
         source, job = replace(source, columns=columns), replace(job, columns=columns)
@@ -237,7 +238,7 @@ def _check_stopping(early: EarlyStopping | None, metrics: tuple[Any, ...], valid
         raise UsageError("early stopping needs validation: a share such as 0.1, a boolean column, or data.")
 
 
-def _initial(job: Job) -> nn.Module:
+def _initial(job: Job, workers: int) -> nn.Module:
     """The model as every worker will make it, for checks and to hold the result."""
     with torch.random.fork_rng(devices=[]):
         randomness.initialise(job.seed)
@@ -246,9 +247,13 @@ def _initial(job: Job) -> nn.Module:
             module = cloudpickle.loads(_pickled("model", job.model))
         _ = layout(module)
         try:
-            _ = job.optimizer.build(module)
+            optimizer = job.optimizer.build(module)
         except (TypeError, ValueError) as error:
             raise UsageError(f"the optimizer cannot be made: {error}") from error
+    check = getattr(job.strategy, "check", None)
+    advice = check(workers, optimizer) if check is not None else None
+    if advice is not None:
+        warnings.warn(advice, stacklevel=3)
     return module.cpu()
 
 

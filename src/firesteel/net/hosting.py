@@ -30,6 +30,7 @@ from firesteel.net.serving import Serving, cut
 from firesteel.nursery import Nursery
 from firesteel.results import by_part, ipc, rows
 from firesteel.server import TLS, Server
+from firesteel.stopping import HURRY
 
 
 @final
@@ -45,6 +46,8 @@ class Collected:
     """`center.LOG` of all shards, with the column `shard`."""
     status: dict[str, Any]
     mark: dict[str, float]
+    hurried: bool = False
+    """Whether somebody waits for the end, so that evaluation is left out."""
 
 
 @final
@@ -79,6 +82,7 @@ class Hosts:
         self._generation: dict[int, int] = {}
         self._missed: int = 0
         self._board: Board | None = None
+        self._hurried: bool = False
         self._at_once: int = 0
         self.restarts: int = 0
         self.finder: Finder = Finder(serving.store[2], serving.shards, serving.token, _root(serving, server))
@@ -153,7 +157,9 @@ class Hosts:
         status = self.watch()
         if status is None:
             return
-        if not status["stopped"] and board.get("stop") is not None:
+        asked = None if status["stopped"] else board.get("stop")
+        if asked is not None:
+            self._hurried = asked == HURRY
             self.stop()
         workers, step = self._serving.workers, status["steps"] / self._serving.workers
         state = {
@@ -195,6 +201,7 @@ class Hosts:
             pa.concat_tables(logs),
             first[1]["status"],
             first[1]["mark"],
+            self._hurried,
         )
         if found.status["diverged"]:
             self._keep_model(found)
@@ -291,7 +298,8 @@ def to_rows(collected: Collected) -> Iterator[pa.RecordBatch]:
     """What the servers hold, as results of the worker that hosts them."""
     models = [*collected.kept, (collected.mark, collected.params, collected.statistics)]
     tensors = {"params": torch.stack([m[1] for m in models]), "statistics": torch.stack([m[2] for m in models])}
-    yield from rows("center", 0, pack(tensors, {"marks": [m[0] for m in models], "status": collected.status}))
+    plain = {"marks": [m[0] for m in models], "status": collected.status, "hurried": collected.hurried}
+    yield from rows("center", 0, pack(tensors, plain))
     yield from rows("log", 0, ipc(collected.log))
 
 
@@ -301,4 +309,4 @@ def from_rows(batches: list[pa.RecordBatch]) -> Collected:
     tensors, plain = unpack(parts["center", 0])
     *kept, last = zip(plain["marks"], tensors["params"], tensors["statistics"], strict=True)
     log = pa.ipc.open_stream(parts["log", 0]).read_all()
-    return Collected(last[1], last[2], list(kept), log, plain["status"], last[0])
+    return Collected(last[1], last[2], list(kept), log, plain["status"], last[0], plain["hurried"])

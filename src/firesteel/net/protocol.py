@@ -109,7 +109,11 @@ class Net(Protocol):
 
 @runtime_checkable
 class Strategy(Protocol):
-    """A way to train together: what every worker does, from its first step to the parameters it ends with."""
+    """A way to train together: what every worker does, from its first step to the parameters it ends with.
+
+    It may also have `check(self, workers: int, optimizer: torch.optim.Optimizer) -> str | None`, which is called before
+    anything starts: it raises UsageError for what cannot work, or returns a warning.
+    """
 
     async def run(self, worker: Worker, net: Net) -> Vec:
         """Train and return the final parameters, [P], or [M, P] for an ensemble of M members."""

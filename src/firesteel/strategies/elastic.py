@@ -7,7 +7,6 @@ explore. When all N workers pull before any pushes, it is stable only below \(\a
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from typing import ClassVar, final
 
@@ -18,18 +17,19 @@ from firesteel.net.protocol import Net, Push, Vec
 from firesteel.worker import Worker
 
 
-def _spring(strategy: object, alpha: float | None, net: Net) -> float:
-    """The spring's force, with a warning where it overshoots."""
-    if alpha is None:
-        return 0.9 / net.size
-    limit = 2 / (net.size + 1)
-    if alpha >= limit and net.rank == 0:
-        warnings.warn(
-            f"{type(strategy).__name__}(alpha={alpha:g}): with {net.size} workers that pull before any pushes it is stable "
-            f"only below 2/(N+1) = {limit:.3g}; the default is 0.9/N = {0.9 / net.size:.3g}.",
-            stacklevel=2,
-        )
-    return alpha
+def _spring(alpha: float | None, net: Net) -> float:
+    return 0.9 / net.size if alpha is None else alpha
+
+
+def _overshoot(strategy: object, alpha: float | None, workers: int) -> str | None:
+    """A warning where the spring is too strong for so many workers."""
+    limit = 2 / (workers + 1)
+    if alpha is None or alpha < limit:
+        return None
+    return (
+        f"{type(strategy).__name__}(alpha={alpha:g}): with {workers} workers that pull before any pushes it is stable "
+        f"only below 2/(N+1) = {limit:.3g}; the default is 0.9/N = {0.9 / workers:.3g}."
+    )
 
 
 def _check(strategy: object, alpha: float | None, period: int) -> None:
@@ -58,8 +58,11 @@ class EASGD:
     def __post_init__(self) -> None:
         _check(self, self.alpha, self.period)
 
+    def check(self, workers: int, optimizer: torch.optim.Optimizer) -> str | None:
+        return _overshoot(self, self.alpha, workers)
+
     async def run(self, worker: Worker, net: Net) -> Vec:
-        alpha = _spring(self, self.alpha, net)
+        alpha = _spring(self.alpha, net)
         (center,) = net.resume(worker.params.clone())
         for step, batch in worker.steps():
             worker.step(worker.gradient(batch))
@@ -101,8 +104,11 @@ class AEASGD:
     def __post_init__(self) -> None:
         _check(self, self.alpha, self.window)
 
+    def check(self, workers: int, optimizer: torch.optim.Optimizer) -> str | None:
+        return _overshoot(self, self.alpha, workers)
+
     async def run(self, worker: Worker, net: Net) -> Vec:
-        alpha = _spring(self, self.alpha, net)
+        alpha = _spring(self.alpha, net)
         center = worker.params = await net.pull()
         taken = 0
         for _, batch in worker.steps():
@@ -146,9 +152,17 @@ class EAMSGD:
         if not 0 <= self.momentum < 1:
             raise UsageError(f"EAMSGD(momentum={self.momentum}): it must be at least 0 and below 1.")
 
+    def check(self, workers: int, optimizer: torch.optim.Optimizer) -> str | None:
+        group = optimizer.param_groups[0]
+        if not isinstance(optimizer, torch.optim.SGD) or group["momentum"] or group["weight_decay"]:
+            raise UsageError(
+                "EAMSGD brings its own Nesterov step: use optimizer=firesteel.SGD(lr=...) without momentum or weight decay, "
+                "and set EAMSGD(momentum=...)."
+            )
+        return _overshoot(self, self.alpha, workers)
+
     async def run(self, worker: Worker, net: Net) -> Vec:
-        _only_plain_sgd(worker)
-        alpha = _spring(self, self.alpha, net)
+        alpha = _spring(self.alpha, net)
         worker.params = await net.pull()
         velocity = torch.zeros_like(worker.params)
         taken = 0
@@ -168,12 +182,3 @@ class EAMSGD:
 
     def merge(self, center: Vec, push: Push) -> None:
         center.add_(push.delta)
-
-
-def _only_plain_sgd(worker: Worker) -> None:
-    group = worker.optimizer.param_groups[0]
-    if not isinstance(worker.optimizer, torch.optim.SGD) or group["momentum"] or group["weight_decay"]:
-        raise UsageError(
-            "EAMSGD brings its own Nesterov step: use optimizer=firesteel.SGD(lr=...) without momentum or weight decay, and "
-            "set EAMSGD(momentum=...)."
-        )

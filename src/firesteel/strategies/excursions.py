@@ -149,8 +149,8 @@ class ADAG:
     Hermans 2017, chapter 4; with `normalise` it is ADAG on AGN, the thesis's recommendation (dist-keras: `Experimental`).
     """
 
-    window: int = 5
-    """Local steps between two pushes, >= 1."""
+    window: int | None = None
+    """Local steps between two pushes, >= 1. None takes 5, or with `normalise` AGN's rule."""
     gamma: float = 1e-4
     """About the square of a typical stale distance of one coordinate, > 0: smaller damps more."""
     normalise: bool = False
@@ -165,7 +165,8 @@ class ADAG:
             raise UsageError(f"ADAG(gamma={self.gamma}): gamma must be greater than 0.")
 
     async def run(self, worker: Worker, net: Net) -> Vec:
-        return await excursions(worker, net, self.window, self.normalise, self.prefetch)
+        window = self.window or (_by_rule(worker, net) if self.normalise else 5)
+        return await excursions(worker, net, window, self.normalise, self.prefetch)
 
     def merge(self, center: Vec, push: Push) -> None:
         assert push.seen is not None  # the server keeps it, as `needs_seen` asks
