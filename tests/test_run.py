@@ -132,7 +132,7 @@ def test_a_second_run_in_the_same_process_is_the_same(run):
 
 
 def test_staleness_of_an_asynchronous_run(tmp_path):
-    found = firesteel.train(net, DIGITS, strategy=firesteel.Downpour(3), on=Local(2), epochs=4, progress="none")
+    found = firesteel.train(net, DIGITS, strategy=firesteel.Downpour(3), on=Local(2), batch_size=16, epochs=4, progress="none")
     table = found.staleness()
     assert table.num_rows == sum(kind == "push" for kind in found.arrivals["kind"].to_pylist())
     rows = table.to_pylist()

@@ -368,6 +368,8 @@ def test_a_killed_worker_is_started_again_and_no_push_counts_twice(tmp_path):
         (e["worker"], e["attempt"], e["sequence"]) for e in run.arrivals.to_pylist() if e["kind"] == "join" and not e["shard"]
     ]
     assert (1, 1, 9) in joins  # nine pushes of two steps came before the kill at step 20
+    strategy = Struck("kill", str(tmp_path / "note"))  # the note is there, so nobody is killed again
+    assert fit(strategy, on=firesteel.Replay(run)).settings["replayed"] == "bit-equal"
     again = firesteel.train(
         mlp, (X, Y), strategy=Struck("kill", str(tmp_path / "note")), on=firesteel.Replay(run),
         epochs=10, batch_size=8, optimizer=firesteel.SGD(lr=0.05), progress="none",

@@ -83,7 +83,6 @@ class Hosts:
         self._missed: int = 0
         self._board: Board | None = None
         self._hurried: bool = False
-        self._at_once: int = 0
         self.restarts: int = 0
         self.finder: Finder = Finder(serving.store[2], serving.shards, serving.token, _root(serving, server))
 
@@ -161,7 +160,7 @@ class Hosts:
         if asked is not None:
             self._hurried = asked == HURRY
             self.stop()
-        workers, step = self._serving.workers, status["steps"] / self._serving.workers
+        step = status["steps"] / self._serving.workers
         state = {
             "step": round(step),
             "total_steps": round(step * epochs / status["epoch"]) if epochs and status["epoch"] else None,
@@ -174,7 +173,6 @@ class Hosts:
         }
         if status["version"]:
             board.put("progress.json", json.dumps(state).encode())
-        self._at_once = max(self._at_once, min(status["most_at_once"], workers))
 
     def stop(self) -> None:
         """Ask for the end: workers learn it at their next pull."""
@@ -182,10 +180,17 @@ class Hosts:
             self._caller.stop()
 
     def collect(self) -> Collected:
-        """End the servers and take what they hold."""
+        """End the servers and take what they hold.
+
+        Raises:
+            ClusterError: a server has died at the very end, and what it held with it.
+        """
         self._caller.finish()
         self._caller.close()
         shards, folder = range(self._serving.shards), self._folder.name
+        for n in shards:
+            if not Path(folder, f"log-{n}").exists():
+                raise ClusterError(f"server {n} of the center was lost before it could hand over what it held.")
         finals = [unpack(Path(folder, f"final-{n}").read_bytes()) for n in shards]
         logs = []
         for n in shards:
