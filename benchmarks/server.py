@@ -72,7 +72,8 @@ def echo(pipe: Any, tls: Any) -> None:
 def center(pipe: Any, tls: Any, strategy: Any, size: int, shards: int, number: int, clients: int) -> None:
     torch.set_num_threads(1)
     rules = Rules(max_growth=1e30)
-    serving = Serving(strategy, torch.zeros(size), 0, clients, shards, HOST, "token", rules, ("", 0, ""), tls, None, None)
+    zeros, none = torch.zeros(size), torch.zeros(0)
+    serving = Serving(strategy, zeros, none, clients, shards, HOST, HOST, "token", rules, ("", 0, ""), tls, None, None, {})
     server = Server(serving, number, tempfile.mkdtemp())
     pipe.send(server.port)
     server.serve()

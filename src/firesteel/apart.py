@@ -15,14 +15,15 @@ import pyarrow as pa
 import torch
 from torch import nn
 
+from firesteel.checkpoint import Folder
 from firesteel.errors import Diverged, UsageError
 from firesteel.evaluate import named
 from firesteel.job import Job, Score
 from firesteel.losses import resolve_metrics
-from firesteel.net.hosting import Collected, Serve, forget_snapshots
+from firesteel.net.hosting import Collected, Serve, check_snapshots, forget_snapshots, own_certificate
 from firesteel.outcome import assemble_run
-from firesteel.replay import with_meaning, write_log
-from firesteel.results import by_part
+from firesteel.replay import ARRIVALS, Replay, with_meaning
+from firesteel.results import by_part, ipc
 from firesteel.run import Run
 from firesteel.worker import flatten, statistics_of
 
@@ -47,20 +48,32 @@ def train_apart(
         Diverged: the center did; it names worker, staleness and what to change. The last good model is kept.
     """
     _check(job)
-    if job.run_dir is not None and not resume:
-        forget_snapshots(job.run_dir)
+    settings = {"workers": on.workers, "shards": on.server.shards, **job.settings}
+    settings = {name: value for name, value in settings.items() if name != "notes"}
+    replaying = isinstance(on, Replay)
+    if job.run_dir is not None and not replaying:
+        Folder(job.run_dir).delete(ARRIVALS)
+        check_snapshots(job.run_dir, on.server.shards, settings) if resume else forget_snapshots(job.run_dir)
     params, _, _ = flatten(module)
-    statistics = statistics_of(module)
     serve = Serve(
-        job.strategy, params.clone(), statistics.numel(), on.workers, on.server, job.secret, job.max_seconds, job.run_dir
+        job.strategy,
+        params.clone(),
+        statistics_of(module).to(params.dtype),
+        on.workers,
+        on.server,
+        job.secret,
+        job.max_seconds,
+        job.run_dir,
+        settings,
+        own_certificate(on.server),
     )
     batches, collected = run_world(job, source, on, watch, serve)
     assert collected is not None
-    log = with_meaning(collected, job, on)
-    if job.run_dir is not None:
-        write_log(log, job.run_dir)
     parts = by_part(batches)
     reports = [json.loads(parts["report", rank]) for rank in range(on.workers)]
+    log = on.log if replaying else with_meaning(collected, job, on, reports[0]["threads"])
+    if job.run_dir is not None and not replaying:
+        Folder(job.run_dir).put(ARRIVALS, ipc(log))
     if not any(r["train_rows"] for r in reports):
         raise UsageError("there are no rows to train on: the data is empty, or validation took them all.")
     models = [*collected.kept]

@@ -100,6 +100,7 @@ class CenterProcess:
             "train_rows": shard.rows,
             "held_rows": held.rows,
             "attempt": self.attempt,
+            "threads": torch.get_num_threads(),
             "device": str(self.device),
             "timing": {"data_seconds": data_seconds, "train_seconds": self.trace.clock.now()},
         }
@@ -122,6 +123,7 @@ class CenterProcess:
             worker.params.dtype,
             self.trace,
             apart.restart_seconds,
+            self.device,
         )
         if worker.buffers.numel():
             net.statistics = lambda: worker.buffers

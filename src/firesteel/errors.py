@@ -7,7 +7,8 @@
     ├── ClusterError                 the cluster
     │   ├── WorkerLost               a worker died or fell silent
     │   ├── RendezvousTimeout        the workers did not find each other in time
-    │   └── PeerLost                 one worker's view of another's death; never the root cause
+    │   ├── PeerLost                 one worker's view of another's death; never the root cause
+    │   └── Fenced                   an attempt of a worker that a newer one has replaced; never the root cause
     └── WorkerFailed                 your own code raised on a worker; holds the remote traceback
     Interrupted (KeyboardInterrupt)  you pressed Ctrl-C; holds the run so far
 
@@ -58,6 +59,11 @@ class RendezvousTimeout(ClusterError):
 @final
 class PeerLost(ClusterError):
     """A worker lost touch with another one: a consequence, shown only where no cause is known."""
+
+
+@final
+class Fenced(ClusterError):
+    """A newer attempt of the same worker has taken over."""
 
 
 @final

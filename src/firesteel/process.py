@@ -12,11 +12,10 @@ import torch
 
 from firesteel.center_process import CenterProcess, score
 from firesteel.checkpoint import Board
-from firesteel.errors import PeerLost, UsageError
+from firesteel.errors import Fenced, PeerLost, UsageError
 from firesteel.failures import Failed, describe, known_cause
 from firesteel.gang_process import GangProcess
 from firesteel.job import Apart, Job, Score
-from firesteel.net.center import Fenced
 from firesteel.net.meeting import Meeting
 
 

@@ -82,23 +82,20 @@ class Replay:
         return Server(**self.meaning["server"])
 
 
-def with_meaning(collected: Collected, job: Job, on: Any) -> pa.Table:
+def with_meaning(collected: Collected, job: Job, on: Any, threads: int) -> pa.Table:
     """The log of a run that has ended, fit to be replayed."""
     workers, server = on.workers, on.server
     spark = {"shuffle": on.shuffle} if hasattr(on, "shuffle") else None
     kept = {name: getattr(server, name) for name in ("shards", "max_ahead", "max_growth", "record_every")}
     settings = {name: value for name, value in job.settings.items() if name != "notes"}
     meaning = {"workers": workers, "server": kept, "digest": digest(collected.params), "settings": settings, "spark": spark}
+    meaning |= {"threads": threads, "diverged": bool(collected.status["diverged"])}
     return collected.log.replace_schema_metadata({"firesteel": json.dumps(meaning)})
 
 
 def digest(params: Vec) -> str:
     raw: Any = params.contiguous().view(torch.uint8).numpy()
     return hashlib.sha256(raw).hexdigest()
-
-
-def write_log(log: pa.Table, run_dir: str) -> None:
-    Folder(run_dir).put(ARRIVALS, ipc(log))
 
 
 # ---- the world -------------------------------------------------------------------------------------------------------
@@ -113,6 +110,9 @@ def run(
     now = {name: value for name, value in job.settings.items() if name in meaning["settings"]}
     if now != meaning["settings"]:
         raise UsageError(f"the log is of a run with {meaning['settings']}, this call has {now}.")
+    if meaning.get("diverged"):
+        raise UsageError("the log is of a run that diverged: pushes after its center was rolled back are not in it.")
+    job = replace(job, threads=meaning.get("threads", 1))
     torch.set_num_threads(job.threads or 1)
     _ = torch.set_flush_denormal(True)
     state = torch.get_rng_state()
@@ -150,7 +150,7 @@ def _replay(job: Job, shards: Callable[[int], Any], on: Replay, serve: Serve) ->
         return lambda params, statistics, mark: kept[shard].append((mark, params.clone(), statistics))
 
     centers = [
-        Center(serve.params[p].clone(), job.strategy, size, 0 if s else serve.statistics, rules, keeping(s))
+        Center(serve.params[p].clone(), job.strategy, size, None if s else serve.statistics, rules, keeping(s))
         for s, p in enumerate(parts)
     ]
     held: dict[int, tuple[int, int]] = {}
@@ -160,9 +160,7 @@ def _replay(job: Job, shards: Callable[[int], Any], on: Replay, serve: Serve) ->
         whole, shard, out = split_shard(job, rank, shards(rank), "")
         held[rank] = (shard.rows, out.rows)
         traces[rank] = Trace(rank)
-        # The clock had its say then; what stopped a worker is in the log.
-        endless = replace(job, epochs=job.epochs if job.max_seconds is None else None)
-        return make_worker(endless, rank, whole, shard, torch.device("cpu"), traces[rank], attempt)
+        return make_worker(job, rank, whole, shard, torch.device("cpu"), traces[rank], attempt)
 
     play(on.log, centers, parts, job.strategy, size, make, job.checkpoint_steps)
     batches: list[pa.RecordBatch] = []
@@ -175,6 +173,7 @@ def _replay(job: Job, shards: Callable[[int], Any], on: Replay, serve: Serve) ->
             "train_rows": held[rank][0],
             "held_rows": held[rank][1],
             "device": "cpu",
+            "threads": job.threads,
             "timing": {"data_seconds": 0.0, "train_seconds": traces[rank].clock.now()},
         }
         batches += [*rows("report", rank, json.dumps(report).encode()), *rows("trace", rank, ipc(traces[rank].table()))]

@@ -160,7 +160,7 @@ def train(
     )
     resolve_loss(loss, source.columns.weight is not None)
     resolve_metrics(metrics)
-    if resume:
+    if resume and not has_server(strategy):
         job = replace(job, resume_from=_resumable(job, folder if resume is True else str(resume), on.workers))
     module = _initial(job, on.workers)
     if layout(module)[1] == torch.float64:

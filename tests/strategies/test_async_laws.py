@@ -13,8 +13,8 @@ from torch import nn
 
 import firesteel
 from firesteel import ADAG, AEASGD, AGN, EAMSGD, EASGD, Downpour, DynSGD, Replay
-from firesteel.errors import UsageError
-from firesteel.net.center import Center, Fenced, Note, Rules
+from firesteel.errors import Fenced, UsageError
+from firesteel.net.center import Center, Note, Rules
 
 NOTE = Note(1, 1, 8, 8.0, 1.0, 0.0, 0.1, 0.1)
 
@@ -376,7 +376,8 @@ def test_a_center_that_grows_without_bound_is_rolled_back():
 
 
 def test_statistics_ride_along_and_are_averaged():
-    c = Center(torch.zeros(3), Downpour(), 2, statistics=2)
+    c = Center(torch.zeros(3), Downpour(), 2, statistics=torch.ones(2))
+    assert c.statistics.tolist() == [1, 1]  # as the model began, until a worker says otherwise
     for worker in (0, 1):
         c.join(worker, 0, 0.0)
         c.push(worker, 0, 1, NOTE, torch.tensor([1.0, 1, 1, 10 * worker, 4]), 0.0)

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple, final
 import pyarrow as pa
 import torch
 
-from firesteel.errors import ClusterError, UsageError
+from firesteel.errors import Fenced, UsageError
 from firesteel.net.protocol import Push, Vec
 
 KINDS = ("join", "pull", "push", "lost", "leave")
@@ -69,11 +69,6 @@ class Rules:
 
 
 @final
-class Fenced(ClusterError):
-    """A newer attempt of the same worker has taken over."""
-
-
-@final
 @dataclass
 class _Member:
     attempt: int
@@ -114,7 +109,7 @@ class Center:
         params: Vec,
         strategy: Any,
         size: int,
-        statistics: int = 0,
+        statistics: Vec | None = None,
         rules: Rules = Rules(),
         keep: Callable[[Vec, Vec, dict[str, float]], None] = lambda params, statistics, mark: None,
     ) -> None:
@@ -126,7 +121,8 @@ class Center:
         self._strategy: Any = strategy
         self._needs_seen: bool = bool(getattr(strategy, "needs_seen", False))
         self._size: int = size
-        self._statistics: int = statistics
+        self._base: Vec = params.new_zeros(0) if statistics is None else statistics
+        self._statistics: int = self._base.numel()
         self._rules: Rules = rules
         self._keep: Callable[[Vec, Vec, dict[str, float]], None] = keep
         self._good: Vec = params.clone()
@@ -221,7 +217,7 @@ class Center:
         )
         self.version += 1
         if self.version % self._rules.check_every == 0:
-            self._check(worker, sequence)
+            self.check(worker, sequence)
         self._point(seconds)
         return True
 
@@ -248,7 +244,10 @@ class Center:
             staleness = self.members[worker].staleness if worker in self.members else 0
             self.diverged = {"worker": worker, "sequence": sequence, "staleness": staleness, "why": why}
 
-    def _check(self, worker: int, sequence: int) -> None:
+    def check(self, worker: int = -1, sequence: int = 0) -> None:
+        """Roll back a center that is too large or no number, else keep it as the last good one."""
+        if self.diverged is not None:
+            return
         norm = float(torch.linalg.vector_norm(self.params))
         if norm <= self._limit:  # false for NaN
             _ = self._good.copy_(self.params)
@@ -261,7 +260,7 @@ class Center:
     def statistics(self) -> Vec:
         """Mean over the workers of the running statistics they sent last, [Q]."""
         found = [m.statistics for m in self.members.values() if m.statistics is not None]
-        return torch.stack(found).mean(0) if found else self.params.new_zeros(self._statistics)
+        return torch.stack(found).mean(0) if found else self._base
 
     def progress(self, name: str) -> float:
         """Mean of a note's fraction over all workers, but for those that left without a push: they had no rows."""
@@ -283,13 +282,15 @@ class Center:
         plain = {"version": self.version, "members": members, "totals": self.totals, "kept": self._kept}
         return {"params": self.params, "statistics": self.statistics}, plain
 
-    def restore(self, tensors: dict[str, Vec], plain: dict[str, Any]) -> None:
+    def restore(self, tensors: dict[str, Vec], plain: dict[str, Any], same_run: bool = True) -> None:
+        """Go on from a snapshot. In a new run all attempts begin anew, so none of them is fenced off by an old one."""
+        self._base = tensors["statistics"]
         _ = self.params.copy_(tensors["params"])
         _ = self._good.copy_(self.params)
         self.version, self.totals, self._kept = plain["version"], dict(plain["totals"]), plain["kept"]
         for worker, m in plain["members"].items():
             note = Note(**m["note"]) if m["note"] else None
-            self.members[int(worker)] = _Member(m["attempt"], False, m["sequence"], self.version, note=note)
+            self.members[int(worker)] = _Member(m["attempt"] if same_run else -1, False, m["sequence"], self.version, note=note)
             self._without += note is None
             for name in self._sums:
                 self._sums[name] += float(getattr(note, name)) if note else 0.0

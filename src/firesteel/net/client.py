@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -14,9 +15,9 @@ import pyarrow.flight as flight
 import torch
 from torch import Tensor
 
-from firesteel.errors import ClusterError, PeerLost, StrategyError
+from firesteel.errors import ClusterError, Fenced, PeerLost, StrategyError
 from firesteel.net import wire
-from firesteel.net.center import Fenced, Note
+from firesteel.net.center import Note
 from firesteel.net.pending import Pending
 from firesteel.net.protocol import Net, Op, Vec, WireType
 from firesteel.trace import Trace
@@ -94,6 +95,7 @@ class CenterNet:
         dtype: torch.dtype,
         trace: Trace,
         restart_seconds: float = 0.0,
+        device: torch.device | None = None,
     ) -> None:
         self.rank: int = rank
         self.size: int = size
@@ -107,6 +109,7 @@ class CenterNet:
         self._parts: Sequence[slice] = parts
         self._schema: pa.Schema = wire.schema(dtype)
         self._restart_seconds: float = restart_seconds
+        self._device: torch.device = device or torch.device("cpu")
         self._last: tuple[bytes, list[Tensor]] | None = None  # the newest push: sent again to a server that lost it
         self._links: list[_Link] = []
 
@@ -138,12 +141,12 @@ class CenterNet:
 
     def push(self, delta: Vec) -> Awaitable[None]:
         # A copy: the transport may still be reading when the strategy has its tensor back.
-        self._send(delta.detach().clone(), wire.PUSH, lambda: None)
+        self._send(delta.detach().cpu().clone(), wire.PUSH, lambda: None)
         return Pending(lambda: None, self.trace, "push", delta.numel() * delta.element_size())
 
     def exchange(self, delta: Vec) -> Awaitable[Vec]:
         # No copy: the center comes when all was read. Only a server that may come back needs one, to hear it again.
-        delta = delta.detach()
+        delta = delta.detach().cpu()
         self._send(delta.clone() if self._restart_seconds else delta, wire.EXCHANGE, self._ask)
         return Pending(self._centers, self.trace, "exchange", delta.numel() * delta.element_size())
 
@@ -151,7 +154,7 @@ class CenterNet:
         self.sequence += 1
         note = self.note()
         parts = [delta] if len(self._parts) == 1 else [delta[part] for part in self._parts]
-        statistics = self.statistics()
+        statistics = self.statistics().cpu()
         if statistics.numel():
             parts[0] = torch.cat([parts[0], statistics])
         if self._restart_seconds:
@@ -179,7 +182,8 @@ class CenterNet:
         found = self._meeting_again(read, ask_and_read)
         if any(said for said, _ in found):
             self.on_stop()
-        return found[0][1] if len(found) == 1 else torch.cat([part for _, part in found])
+        whole = found[0][1] if len(found) == 1 else torch.cat([part for _, part in found])
+        return whole.to(self._device)
 
     def _meeting_again(self, call: Callable[[], T], repeat: Callable[[], T]) -> T:
         """Call; where a server has gone and may come back, wait for it, meet it again (which sends it the newest push if it
@@ -197,6 +201,7 @@ class CenterNet:
             except (*_GONE, StopIteration, OSError, flight.FlightServerError) as error:
                 if time.monotonic() > until or isinstance(error, flight.FlightServerError):
                     raise _told(error) from None
+                _ = threading.Event().wait(0.05)  # the old address is all there is until the server is back
 
     def close(self) -> None:
         """Leave; returns when the servers have merged all that was pushed."""

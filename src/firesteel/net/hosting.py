@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ import pyarrow.flight as flight
 import torch
 
 from firesteel.checkpoint import Board, Folder, pack, unpack
-from firesteel.errors import ClusterError, RendezvousTimeout
+from firesteel.errors import ClusterError, RendezvousTimeout, UsageError
 from firesteel.job import Apart
 from firesteel.net import certificates
 from firesteel.net.center import Rules
@@ -31,6 +32,8 @@ from firesteel.nursery import Nursery
 from firesteel.results import by_part, ipc, rows
 from firesteel.server import TLS, Server
 from firesteel.stopping import HURRY
+
+_START_SECONDS = 30.0
 
 
 @final
@@ -72,7 +75,7 @@ class Finder:
 class Hosts:
     """A context in which the servers run."""
 
-    def __init__(self, serving: Serving, server: Server, store: Any) -> None:
+    def __init__(self, serving: Serving, server: Server, store: Any, root: bytes | None) -> None:
         self._serving: Serving = serving
         self._server: Server = server
         self._store: Any = store
@@ -84,7 +87,7 @@ class Hosts:
         self._board: Board | None = None
         self._hurried: bool = False
         self.restarts: int = 0
-        self.finder: Finder = Finder(serving.store[2], serving.shards, serving.token, _root(serving, server))
+        self.finder: Finder = Finder(serving.store[2], serving.shards, serving.token, root)
 
     @property
     def work(self) -> Apart:
@@ -97,16 +100,34 @@ class Hosts:
         for number in range(self._serving.shards):
             self._start(number)
         try:
-            self._caller: Caller = Caller(self.finder.find(self._store))
-        except RuntimeError as error:
+            self._await({number: 1 for number in range(self._serving.shards)})
+        except BaseException:
             self.__exit__()
-            raise RendezvousTimeout(f"the servers did not start: {str(error).splitlines()[0]}") from None
+            raise
+        self._caller: Caller = Caller(self.finder.find(self._store))
         return self
+
+    def _await(self, generations: dict[int, int]) -> None:
+        """Wait for servers to leave their addresses.
+
+        Raises:
+            RendezvousTimeout: they did not, or ended before they did.
+        """
+        names = [f"{self._serving.store[2]}/servers/{number}/{g}" for number, g in generations.items()]
+        until = time.monotonic() + _START_SECONDS
+        while not self._store.check(names):
+            for event in self._nursery.news(self._folder.name, 0.05):
+                if "born" in event:
+                    self._pids[event["rank"]] = event["born"]
+                elif event["exit"] in [self._pids.get(number) for number in generations]:
+                    raise RendezvousTimeout("a server of the center ended as it started; what it said is above.")
+            if time.monotonic() > until:
+                raise RendezvousTimeout(f"the servers of the center did not start within {_START_SECONDS:g} s.")
 
     def __exit__(self, kind: type[BaseException] | None = None, *_: object) -> None:
         if kind is not None:
             with contextlib.suppress(Exception):  # the servers may be what has gone wrong
-                self._keep_model(self.collect())
+                self.collect()
         for pid in self._pids.values():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
@@ -147,7 +168,7 @@ class Hosts:
     def _wait_for(self, number: int) -> Address:
         """The addresses, once server `number` has given its new one."""
         self._generation[number] = self._generation.get(number, 1) + 1
-        self._store.wait([f"{self._serving.store[2]}/servers/{number}/{self._generation[number]}"])
+        self._await({number: self._generation[number]})
         return self.finder.find(self._store)
 
     def tick(self, board: Board, epochs: float | None) -> None:
@@ -208,8 +229,8 @@ class Hosts:
             first[1]["mark"],
             self._hurried,
         )
-        if found.status["diverged"]:
-            self._keep_model(found)
+        found.status["diverged"] = next((d for _, f in finals if (d := f["status"]["diverged"])), None)
+        self._keep_model(found)
         return found
 
     def _keep_model(self, found: Collected) -> None:
@@ -220,7 +241,7 @@ class Hosts:
 
     def _kept(self, number: int, count: int) -> list[tuple[Vec, Vec]]:
         part = cut(self._serving.params.numel(), self._serving.shards)[number]
-        statistics = 0 if number else self._serving.statistics
+        statistics = 0 if number else self._serving.statistics.numel()
         width = part.stop - part.start + statistics
         raw = bytearray(Path(self._folder.name, f"kept-{number}").read_bytes())
         if not raw:
@@ -243,13 +264,6 @@ def _joined(kept: list[list[tuple[Vec, Vec]]], marks: list[list[dict[str, float]
     return [(marks[0][n], torch.cat([k[n][0] for k in kept]), kept[0][n][1]) for n in range(count)]
 
 
-def _root(serving: Serving, server: Server) -> bytes | None:
-    """The certificate that workers trust."""
-    if isinstance(server.tls, TLS) and server.tls.root is not None:
-        return Path(server.tls.root).read_bytes()
-    return serving.certificate[0] if serving.certificate else None
-
-
 @final
 @dataclass(frozen=True)
 class Serve:
@@ -257,15 +271,22 @@ class Serve:
 
     strategy: Any
     params: Vec
-    statistics: int
+    statistics: Vec
     workers: int
     server: Server
     secret: str
     max_seconds: float | None
     run_dir: str | None
+    settings: dict[str, Any]
+    own: tuple[bytes, bytes, bytes] | None
+    """Certificate, key and root of the user's own, as the caller's machine holds them; see `own_certificate`."""
 
-    def __call__(self, host: str, store: Any, port: int) -> Hosts:
-        """Servers that listen at `host` and leave their addresses in a store, which listens there at `port`."""
+    def __call__(self, host: str, store: Any, port: int, bind: str | None = None) -> Hosts:
+        """Servers that listen at `bind`, known to workers as `host`, where a store listens at `port`."""
+        certificate, root = self.own[:2] if self.own else None, self.own[2] if self.own else None
+        if self.server.tls is True:
+            certificate = certificates.make(host)
+            root = certificate[0]
         rules = Rules(self.server.max_ahead, self.server.max_growth, self.server.record_every)
         serving = Serving(
             self.strategy,
@@ -274,14 +295,38 @@ class Serve:
             self.workers,
             self.server.shards,
             host,
+            bind or host,
             secrets.token_hex(32),
             rules,
             (host, port, self.secret),
-            _certificate(self.server, host),
+            certificate,
             self.max_seconds,
             self.run_dir,
+            self.settings,
         )
-        return Hosts(serving, self.server, store)
+        return Hosts(serving, self.server, store, root)
+
+
+def own_certificate(server: Server) -> tuple[bytes, bytes, bytes] | None:
+    """What `Server(tls=TLS(...))` names, read on this machine."""
+    if not isinstance(server.tls, TLS):
+        return None
+    certificate = Path(server.tls.certificate).read_bytes()
+    root = Path(server.tls.root).read_bytes() if server.tls.root is not None else certificate
+    return certificate, Path(server.tls.key).read_bytes(), root
+
+
+def told(work: Apart) -> str:
+    """What workers need to know, as text; it holds the run's token."""
+    finder = work.finder
+    root = finder.root.decode() if finder.root else None
+    return json.dumps([finder.prefix, finder.shards, finder.token, root, work.size, work.restart_seconds])
+
+
+def heard(text: str) -> Apart:
+    """The reverse of `told`."""
+    prefix, shards, token, root, size, seconds = json.loads(text)
+    return Apart(Finder(prefix, shards, token, root.encode() if root else None), size, seconds)
 
 
 def forget_snapshots(run_dir: str) -> None:
@@ -291,12 +336,19 @@ def forget_snapshots(run_dir: str) -> None:
             Folder(run_dir).delete(name)
 
 
-def _certificate(server: Server, host: str) -> tuple[bytes, bytes] | None:
-    if server.tls is False:
-        return None
-    if server.tls is True:
-        return certificates.make(host)
-    return Path(server.tls.certificate).read_bytes(), Path(server.tls.key).read_bytes()
+def check_snapshots(run_dir: str, shards: int, settings: dict[str, Any]) -> None:
+    """Raise UsageError unless the folder holds snapshots of a run with these settings."""
+    for number in range(shards):
+        data = Folder(run_dir).get(f"center-{number}.safetensors")
+        if data is None:
+            raise UsageError(
+                f"{run_dir} holds no snapshot of shard {number} to resume from; was it the run_dir of a run that reached a "
+                "publish point?"
+            )
+        then = unpack(data)[1]["settings"]
+        for name, value in settings.items():
+            if then[name] != value:
+                raise UsageError(f"{run_dir} was trained with {name}={then[name]}, this call has {name}={value}.")
 
 
 def to_rows(collected: Collected) -> Iterator[pa.RecordBatch]:

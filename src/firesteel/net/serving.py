@@ -40,12 +40,14 @@ class Serving:
     strategy: Any
     params: Vec
     """The initial center, [P] of all shards."""
-    statistics: int
-    """How many running statistics ride along with the first shard's pushes."""
+    statistics: Vec
+    """The initial running statistics, [Q]; they ride along with the first shard's pushes."""
     workers: int
     shards: int
     host: str
-    """The address to listen at."""
+    """The address to tell to workers."""
+    bind: str
+    """The address to listen at, mostly the same."""
     token: str
     rules: Rules
     store: tuple[str, int, str]
@@ -55,6 +57,8 @@ class Serving:
     max_seconds: float | None
     run_dir: str | None
     """Where snapshots go from which a lost server is started again."""
+    settings: dict[str, Any]
+    """What a snapshot must agree on to be resumed."""
 
 
 def cut(size: int, shards: int) -> list[slice]:
@@ -85,7 +89,7 @@ class Server(flight.FlightServerBase):
     """One shard. `number` 0 also holds the running statistics."""
 
     def __init__(self, serving: Serving, number: int, folder: str) -> None:
-        where = f"[{serving.host}]:0" if ":" in serving.host else f"{serving.host}:0"
+        where = f"[{serving.bind}]:0" if ":" in serving.bind else f"{serving.bind}:0"
         tls = {"tls_certificates": [serving.certificate]} if serving.certificate else {}
         scheme = "grpc+tls" if serving.certificate else "grpc"
         super().__init__(f"{scheme}://{where}", middleware={"gate": _Gate(serving.token)}, **tls)
@@ -93,12 +97,12 @@ class Server(flight.FlightServerBase):
         self._number: int = number
         self._folder: str = folder
         own = serving.params[cut(serving.params.numel(), serving.shards)[number]].clone()
-        statistics = 0 if number else serving.statistics
+        statistics = None if number else serving.statistics
         self._schema: pa.Schema = wire.schema(own.dtype)
         sys.setswitchinterval(1e-4)  # streams are short of breath: at Python's 5 ms one would wait for another's turn to end
         self._changed: threading.Condition = threading.Condition()
-        self._kept: Any = open(os.path.join(folder, f"kept-{number}"), "ab")  # noqa: SIM115
-        self._marks: Any = open(os.path.join(folder, f"marks-{number}"), "a")  # noqa: SIM115
+        size = own.numel() + (0 if statistics is None else statistics.numel())
+        self._kept, self._marks = _files(folder, number, size * own.element_size())
         self.center: Center = Center(own, serving.strategy, serving.workers, statistics, serving.rules, self._keep)
         self._bounded: bool = serving.rules.max_ahead is not None
         self._zero: float | None = None
@@ -112,7 +116,7 @@ class Server(flight.FlightServerBase):
     def restore(self, data: bytes) -> None:
         """Go on from a snapshot."""
         tensors, plain = unpack(data)
-        self.center.restore(tensors, plain)
+        self.center.restore(tensors, plain, plain["run"] == self._serving.store[2])
         self._zero = time.perf_counter() - plain["seconds"]
 
     def _seconds(self) -> float:
@@ -238,13 +242,17 @@ class Server(flight.FlightServerBase):
             self._due.clear()
             with self._changed:
                 tensors, plain = self.center.snapshot()
-                data = pack(tensors, {**plain, "seconds": self._seconds()})
+                serving = self._serving
+                data = pack(
+                    tensors, {**plain, "seconds": self._seconds(), "run": serving.store[2], "settings": serving.settings}
+                )
             with contextlib.suppress(OSError):
                 folder.put(self._snapshot_name, data)
 
     def _finish(self) -> None:
         with self._changed:
             center, seconds = self.center, self._seconds()
+            center.check()
             tensors, plain = center.snapshot()
             data = pack(tensors, {**plain, "status": self._status(), "mark": center.mark(seconds)})
             _ = Path(self._folder, f"final-{self._number}").write_bytes(data)
@@ -256,6 +264,16 @@ class Server(flight.FlightServerBase):
 
     def wait_until_finished(self) -> None:
         _ = self._finished.wait()
+
+
+def _files(folder: str, number: int, model_bytes: int) -> tuple[Any, Any]:
+    """The files of kept models and of their marks, without what a killed server may have half written at their ends."""
+    marks, kept = Path(folder, f"marks-{number}"), Path(folder, f"kept-{number}")
+    if marks.exists():
+        whole = marks.read_bytes().rpartition(b"\n")
+        _ = marks.write_bytes(whole[0] + whole[1])
+        os.truncate(kept, model_bytes * (whole[0] + whole[1]).count(b"\n"))
+    return kept.open("ab"), marks.open("a")
 
 
 _BAD = (FiresteelError, ValueError, KeyError, TypeError)
@@ -280,6 +298,7 @@ def live(folder: str, number: int) -> NoReturn:
     try:
         _ = signal.signal(signal.SIGINT, signal.SIG_IGN)
         torch.set_num_threads(1)
+        _ = torch.set_flush_denormal(True)
         # Written by the parent a moment ago, into a folder that only this user can enter.
         serving: Serving = pickle.loads(Path(folder, "servers.pkl").read_bytes())
         host, port, prefix = serving.store

@@ -16,7 +16,7 @@ from firesteel.checkpoint import Board, Folder, StoreBoard
 from firesteel.errors import ClusterError
 from firesteel.failures import Failed, describe
 from firesteel.job import Job
-from firesteel.net.hosting import Hosts, Serve, to_rows
+from firesteel.net.hosting import Hosts, Serve, heard, to_rows, told
 from firesteel.net.meeting import Meeting, open_store, serve_store
 from firesteel.process import run_worker
 
@@ -83,23 +83,28 @@ def _run(gang: Gang, context: Any, rank: int, batches: Iterator[pa.RecordBatch])
     if gang.serve is None:
         yield from run_worker(job, meeting, batches, board, store, gpu)
     else:
-        yield from _run_served(pickle.loads(gang.serve), job, meeting, batches, board, store, gpu)
+        yield from _run_served(pickle.loads(gang.serve), context, job, meeting, batches, board, store, gpu)
 
 
 def _run_served(
-    serve: Serve, job: Job, meeting: Meeting, batches: Iterator[pa.RecordBatch], board: Board | None, store: Any, gpu: Any
+    serve: Serve,
+    context: Any,
+    job: Job,
+    meeting: Meeting,
+    batches: Iterator[pa.RecordBatch],
+    board: Board | None,
+    store: Any,
+    gpu: Any,
 ) -> Iterator[pa.RecordBatch]:
     """A worker of a gang whose worker 0 hosts the servers, and hands over at the end what they hold."""
     secret, over = meeting.secret, threading.Event()
     with contextlib.ExitStack() as stack:
-        if meeting.rank == 0:
-            hosts = stack.enter_context(serve(meeting.host, store, meeting.port))
-            store.set(f"{secret}/work", pickle.dumps(hosts.work))
-            if board is not None:
-                threading.Thread(target=_tick, args=(hosts, board, job.epochs, over), daemon=True).start()
-            work = hosts.work
-        else:
-            hosts, work = None, pickle.loads(store.get(f"{secret}/work"))
+        hosts = stack.enter_context(serve(meeting.host, store, meeting.port)) if meeting.rank == 0 else None
+        if hosts is not None:
+            watched = board or StoreBoard(store, secret)
+            threading.Thread(target=_tick, args=(hosts, watched, job.epochs, over), daemon=True).start()
+        # The run's token goes the way that Spark's own messages go.
+        work = heard(next(t for t in context.allGather(told(hosts.work) if hosts is not None else "") if t))
         yield from run_worker(replace(job, work=work), meeting, batches, board, store, gpu)
         store.set(f"{secret}/done/{meeting.rank}", b"")
         if hosts is not None:

@@ -75,17 +75,18 @@ def run(
         _check_conf(session, barrier)
     job = replace(job, threads=on.threads, max_memory_bytes=on.max_memory_bytes)
     dealt = deal(FrameSource(frame, source.columns), on.workers, on.shuffle)
-    store, board, host, port = None, None, None, 0
+    store, board, host, bind, port = None, None, None, None, 0
     with contextlib.ExitStack() as stack:
         if classic:
             stack.enter_context(_slots(session, on)) if barrier else _tell_slots(session, on)
             conf = session.sparkContext.getConf()
             host = conf.get("spark.driver.host")
-            store = serve_store(conf.get("spark.driver.bindAddress", host))
+            bind = conf.get("spark.driver.bindAddress", host)
+            store = serve_store(bind)
             port, board = store.port, StoreBoard(store, job.secret)
         elif job.settings.get("notes"):
             board = Folder(job.settings["notes"])
-        hosts = stack.enter_context(serve(host, store, port)) if serve and host is not None else None
+        hosts = stack.enter_context(serve(host, store, port, bind)) if serve and host is not None else None
         if hosts is not None:
             job = replace(job, work=hosts.work)
         gang = Gang(
