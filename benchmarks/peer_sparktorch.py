@@ -10,14 +10,15 @@ import requests
 import torch
 from sparktorch.hogwild import get_state_dict, put_deltas_to_server  # pyright: ignore[reportMissingImports]
 from sparktorch.server import Server  # pyright: ignore[reportMissingImports]
-from sparktorch.util import serialize_torch_obj  # pyright: ignore[reportMissingImports]
+from sparktorch.util import serialize_torch_obj_lazy  # pyright: ignore[reportMissingImports]
 
 ROUNDS, PORT = 20, 4703
 
 
 def main() -> None:
     model = torch.nn.Linear(1249, 1000)  # 1,250,000 numbers
-    described = serialize_torch_obj(model, torch.nn.MSELoss(), torch.optim.SGD, lr=1e-9)
+    sizes = {"in_features": 1249, "out_features": 1000}
+    described = serialize_torch_obj_lazy(torch.nn.Linear, torch.nn.MSELoss, torch.optim.SGD, {"lr": 1e-9}, sizes)
     server = Server(described, port=PORT)
     server.start_server()
     at = f"localhost:{PORT}"

@@ -111,6 +111,7 @@ class CenterNet:
         self._restart_seconds: float = restart_seconds
         self._device: torch.device = device or torch.device("cpu")
         self._last: tuple[bytes, list[Tensor]] | None = None  # the newest push: sent again to a server that lost it
+        self._outstanding: int = 0  # centers asked for and not yet here
         self._links: list[_Link] = []
 
     def join(self) -> int:
@@ -132,25 +133,29 @@ class CenterNet:
             elif link.sequence < newest:
                 link.say(wire.two(wire.AGREE, newest, max(other.steps_done for other in self._links)))
         self.sequence = newest
+        for _ in range(self._outstanding):
+            self._ask()
 
     # ---- one worker and the server -----------------------------------------------------------------------------------
 
     def pull(self) -> Awaitable[Vec]:
-        self._meeting_again(self._ask, self._ask)
+        self._outstanding += 1
+        self._meeting_again(self._ask, lambda: None)
         return Pending(self._centers, self.trace, "pull", 0)
 
     def push(self, delta: Vec) -> Awaitable[None]:
         # A copy: the transport may still be reading when the strategy has its tensor back.
-        self._send(delta.detach().cpu().clone(), wire.PUSH, lambda: None)
+        self._send(delta.detach().cpu().clone(), wire.PUSH)
         return Pending(lambda: None, self.trace, "push", delta.numel() * delta.element_size())
 
     def exchange(self, delta: Vec) -> Awaitable[Vec]:
         # No copy: the center comes when all was read. Only a server that may come back needs one, to hear it again.
         delta = delta.detach().cpu()
-        self._send(delta.clone() if self._restart_seconds else delta, wire.EXCHANGE, self._ask)
+        self._outstanding += 1
+        self._send(delta.clone() if self._restart_seconds else delta, wire.EXCHANGE)
         return Pending(self._centers, self.trace, "exchange", delta.numel() * delta.element_size())
 
-    def _send(self, delta: Vec, kind: int, repeat: Callable[[], None]) -> None:
+    def _send(self, delta: Vec, kind: int) -> None:
         self.sequence += 1
         note = self.note()
         parts = [delta] if len(self._parts) == 1 else [delta[part] for part in self._parts]
@@ -165,7 +170,7 @@ class CenterNet:
             for link, part in zip(self._links, parts, strict=True):
                 link.push(text, part)
 
-        self._meeting_again(send, repeat)
+        self._meeting_again(send, lambda: None)
 
     def _ask(self) -> None:
         for link in self._links:
@@ -175,11 +180,8 @@ class CenterNet:
         def read() -> list[tuple[int, Tensor]]:
             return [link.center() for link in self._links]
 
-        def ask_and_read() -> list[tuple[int, Tensor]]:
-            self._ask()
-            return read()
-
-        found = self._meeting_again(read, ask_and_read)
+        found = self._meeting_again(read, read)
+        self._outstanding -= 1
         if any(said for said, _ in found):
             self.on_stop()
         whole = found[0][1] if len(found) == 1 else torch.cat([part for _, part in found])
@@ -187,7 +189,7 @@ class CenterNet:
 
     def _meeting_again(self, call: Callable[[], T], repeat: Callable[[], T]) -> T:
         """Call; where a server has gone and may come back, wait for it, meet it again (which sends it the newest push if it
-        lacks that), and call `repeat` instead."""
+        lacks that, and asks again for what was asked), and call `repeat` instead."""
         try:
             return call()
         except (*_GONE, StopIteration, OSError, flight.FlightServerError) as error:
