@@ -39,8 +39,10 @@ def server(tmp_path):
     found = Process(serving, 0, str(tmp_path))
     threading.Thread(target=found.serve, daemon=True).start()
     yield found
-    # Streams that a failed test has left open would keep it from ending, so nobody waits for that.
-    threading.Thread(target=found.shutdown, daemon=True).start()
+    # Streams that a failed test has left open would keep it from ending, so nobody waits long for that.
+    ending = threading.Thread(target=found.shutdown, daemon=True)
+    ending.start()
+    ending.join(2)
 
 
 def address(server, token=TOKEN) -> Address:
@@ -95,8 +97,8 @@ def test_without_the_token_nothing_is_answered(server, token):
     with pytest.raises(flight.FlightUnauthenticatedError):
         Caller(address(server, token)).stop()
     client, options = address(server, token).connect(0)
-    writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(b'{"worker": 0, "attempt": 0}'), options)
     with pytest.raises((flight.FlightUnauthenticatedError, flight.FlightInternalError)):
+        writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(b'{"worker": 0, "attempt": 0}'), options)
         writer.begin(wire.schema(torch.float32))
         reader.read_chunk()
     assert not server.center.members
@@ -135,8 +137,8 @@ def messages():
 def test_malformed_messages_are_refused_and_change_nothing(server, name):
     command, schema, numbers, note = messages()[name]
     client, options = address(server).connect(0)
-    writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(command), options)
     with pytest.raises((flight.FlightError, pa.ArrowInvalid, OSError)):
+        writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(command), options)
         writer.begin(schema)
         if numbers is None:
             writer.write_metadata(pa.py_buffer(note))

@@ -110,6 +110,7 @@ class Server(flight.FlightServerBase):
         self._finished: threading.Event = threading.Event()
         self._snapshot_name: str = f"center-{number}.safetensors"
         self._due: threading.Event = threading.Event()
+        self._writing: threading.Lock = threading.Lock()
         if serving.run_dir is not None:
             threading.Thread(target=self._write_snapshots, daemon=True).start()
 
@@ -235,19 +236,21 @@ class Server(flight.FlightServerBase):
 
     def _write_snapshots(self) -> None:
         """Beside the serving, as a folder may answer slowly."""
-        assert self._serving.run_dir is not None
-        folder = Folder(self._serving.run_dir)
         while True:
             _ = self._due.wait()
             self._due.clear()
+            self._write_snapshot()
+
+    def _write_snapshot(self) -> None:
+        serving = self._serving
+        assert serving.run_dir is not None
+        with self._writing:  # so that an older one never comes after a newer one
             with self._changed:
                 tensors, plain = self.center.snapshot()
-                serving = self._serving
-                data = pack(
-                    tensors, {**plain, "seconds": self._seconds(), "run": serving.store[2], "settings": serving.settings}
-                )
+                plain |= {"seconds": self._seconds(), "run": serving.store[2], "settings": serving.settings}
+                data = pack(tensors, plain)
             with contextlib.suppress(OSError):
-                folder.put(self._snapshot_name, data)
+                Folder(serving.run_dir).put(self._snapshot_name, data)
 
     def _finish(self) -> None:
         with self._changed:
@@ -257,6 +260,8 @@ class Server(flight.FlightServerBase):
             data = pack(tensors, {**plain, "status": self._status(), "mark": center.mark(seconds)})
             _ = Path(self._folder, f"final-{self._number}").write_bytes(data)
             table = center.table()
+        if self._serving.run_dir is not None and not center.diverged:
+            self._write_snapshot()  # what comes after the last publish point is not lost to a run that goes on later
         path = os.path.join(self._folder, f"log-{self._number}")
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, table.schema) as out:
             out.write_table(table)
