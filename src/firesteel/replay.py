@@ -89,7 +89,7 @@ def with_meaning(collected: Collected, job: Job, on: Any, threads: int) -> pa.Ta
     kept = {name: getattr(server, name) for name in ("shards", "max_ahead", "max_growth", "record_every")}
     settings = {name: value for name, value in job.settings.items() if name != "notes"}
     meaning = {"workers": workers, "server": kept, "digest": digest(collected.params), "settings": settings, "spark": spark}
-    meaning |= {"threads": threads, "diverged": bool(collected.status["diverged"])}
+    meaning |= {"threads": threads, "diverged": bool(collected.status["diverged"]), "restarts": collected.status["restarts"]}
     return collected.log.replace_schema_metadata({"firesteel": json.dumps(meaning)})
 
 
@@ -112,6 +112,8 @@ def run(
         raise UsageError(f"the log is of a run with {meaning['settings']}, this call has {now}.")
     if meaning.get("diverged"):
         raise UsageError("the log is of a run that diverged: pushes after its center was rolled back are not in it.")
+    if meaning.get("restarts"):
+        raise UsageError("the log is not whole: a server was lost and started again on the way.")
     job = replace(job, threads=meaning.get("threads", 1))
     torch.set_num_threads(job.threads or 1)
     _ = torch.set_flush_denormal(True)
@@ -314,7 +316,7 @@ def play(
         queues[event["shard"]].append(event)
     for queue in queues:
         if queue and queue[0]["version"]:
-            raise UsageError("the log is not whole: a server was lost and started again on the way.")
+            raise UsageError("the log is not whole: it begins where an earlier run had stopped.")
     players: dict[tuple[int, int], _Player] = {}
     while any(queues):
         moved = False

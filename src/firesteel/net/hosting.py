@@ -229,6 +229,7 @@ class Hosts:
             first[1]["mark"],
             self._hurried,
         )
+        found.status["restarts"] = self.restarts
         found.status["diverged"] = next((d for _, f in finals if (d := f["status"]["diverged"])), None)
         self._keep_model(found)
         return found
