@@ -22,6 +22,8 @@ from firesteel.persistence import load
 from firesteel.replay import Replay
 from firesteel.run import Run
 from firesteel.server import TLS, Server
+from firesteel.sim.cluster import Cluster, Compute, Draw, Failure, Merging, Network, Slow
+from firesteel.sim.world import Simulated
 from firesteel.spark.world import Spark
 from firesteel.strategies import (
     ADAG,
@@ -56,18 +58,24 @@ __all__ = [
     "AdamW",
     "ByEpochs",
     "BySteps",
+    "Cluster",
     "ClusterError",
+    "Compute",
     "DiLoCo",
     "Diverged",
     "Downpour",
+    "Draw",
     "DynSGD",
     "EarlyStopping",
     "Ensemble",
+    "Failure",
     "FiresteelError",
     "Image",
     "Interrupted",
     "Local",
+    "Merging",
     "ModelAveraging",
+    "Network",
     "Optimizer",
     "PostLocalSGD",
     "RendezvousTimeout",
@@ -75,7 +83,9 @@ __all__ = [
     "Run",
     "Sequence",
     "Server",
+    "Simulated",
     "Single",
+    "Slow",
     "SlowMo",
     "Spark",
     "StrategyError",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from firesteel.data.shard import Batch, Shard
 from firesteel.errors import UsageError
 from firesteel.losses import Loss, RowLoss
+from firesteel.models.voting import Voting
+from firesteel.net.protocol import Vec
+from firesteel.worker import Worker
 
 
 @contextlib.contextmanager
@@ -33,6 +37,37 @@ def sums(module: nn.Module, shard: Shard, loss: Loss, metrics: dict[str, RowLoss
             batch = shard.block(start, min(start + 4096, shard.rows)).to(device)
             total += _of(module, batch, loss, metrics)
     return total
+
+
+def published_sums(
+    worker: Worker, params: Vec, statistics: Vec, held: Shard, loss: Loss, metrics: dict[str, RowLoss], target: str
+) -> Tensor:
+    """`sums` of a published model, [P] or [M, P], which a worker takes up for the time being."""
+    device = worker.params.device
+    saved, saved_statistics = worker.params.clone(), worker.buffers
+    if statistics.numel():
+        worker.buffers = statistics.to(device)
+    if params.dim() == 1:
+        worker.params = params.to(device)
+        total = sums(worker.module, held, loss, metrics, device)
+    else:
+        members = []
+        for member in params:
+            worker.params = member.to(device)
+            members.append(_twin(worker.module))
+        total = sums(Voting(members, target == "class"), held, loss, metrics, device)
+    worker.params = saved
+    if saved_statistics.numel():
+        worker.buffers = saved_statistics
+    return total
+
+
+def _twin(module: nn.Module) -> nn.Module:
+    """A copy whose parameters have memory of their own."""
+    other = copy.deepcopy(module)
+    for p, q in zip(other.parameters(), module.parameters(), strict=True):
+        p.data = q.data.clone()
+    return other
 
 
 def _of(module: nn.Module, batch: Batch, loss: Loss, metrics: dict[str, RowLoss]) -> Tensor:

@@ -22,14 +22,14 @@ from firesteel.checkpoint import Board, Folder, Points, pack
 from firesteel.data.batches import Plan, total_steps
 from firesteel.data.shard import Shard, build_shard
 from firesteel.errors import Diverged, UsageError
-from firesteel.evaluate import named, probe, sums
+from firesteel.evaluate import named, probe, published_sums
 from firesteel.job import Job
 from firesteel.losses import resolve_loss, resolve_metrics
-from firesteel.models.voting import Voting
-from firesteel.net.gang import Control, GangNet
+from firesteel.net.control import Control
+from firesteel.net.gang import GangNet
 from firesteel.net.meeting import Meeting, join, leave
 from firesteel.net.protocol import Vec, drive
-from firesteel.results import Kept, ipc, rows, twin
+from firesteel.results import Kept, history_row, ipc, mark_of, rows, to_add_up
 from firesteel.stopping import HURRY
 from firesteel.trace import Trace
 from firesteel.worker import Worker
@@ -165,15 +165,7 @@ class GangProcess:
         if statistics.numel():
             statistics = self._net.totals(statistics).div_(self.meeting.size)
         trace.mark("publish", step)
-        mark = {
-            "step": step,
-            "seconds": trace.clock.now(),
-            "samples": trace.samples,
-            "loss_sum": trace.loss_sum,
-            "weight_sum": trace.weight_sum,
-            "bytes": trace.bytes_sent,
-            "waited": trace.waited_seconds,
-        }
+        mark = mark_of(trace, step)
         self._last: Vec = params.detach().clone()
         self.kept.add(params, statistics, mark)
         if self.rank == 0 and self.board is not None:
@@ -283,57 +275,25 @@ class GangProcess:
 
     def _evaluate(self, params: Vec, statistics: Vec) -> dict[str, float]:
         """Scores of a published model on all workers' held-out rows; every worker calls it."""
-        worker = self.worker
-        saved, saved_statistics = worker.params.clone(), worker.buffers
-        if statistics.numel():
-            worker.buffers = statistics.to(self.device)
-        if params.dim() == 1:
-            worker.params = params.to(self.device)
-            total = sums(worker.module, self.held, self.loss, self.metrics, self.device)
-        else:
-            members = []
-            for member in params:
-                worker.params = member.to(self.device)
-                members.append(twin(worker.module))
-            voting = Voting(members, self.job.columns.target == "class")
-            total = sums(voting, self.held, self.loss, self.metrics, self.device)
-        worker.params = saved
-        if saved_statistics.numel():
-            worker.buffers = saved_statistics
+        total = published_sums(self.worker, params, statistics, self.held, self.loss, self.metrics, self.job.columns.target)
         return named(self._net.totals(total), self.metrics)
 
     def _report(self, result: Vec) -> Iterator[pa.RecordBatch]:
         began = time.perf_counter()
-        marks = torch.tensor(
-            [[m["samples"], m["loss_sum"], m["weight_sum"], m["bytes"], m["waited"]] for m in self.kept.marks],
-            dtype=torch.float64,
-        )
-        marks = self._net.totals(marks)
+        marks = self._net.totals(to_add_up(self.kept.marks))
         history: list[dict[str, Any]] = []
         before = torch.zeros(5, dtype=torch.float64)
         if self.job.resume_from:
-            m = self._resumed_mark
-            before = self._net.totals(
-                torch.tensor([m["samples"], m["loss_sum"], m["weight_sum"], m["bytes"], m["waited"]], dtype=torch.float64)
-            )
+            before = self._net.totals(to_add_up([self._resumed_mark])[0])
         best = self._best[1] if self._best else len(marks) - 1
         chosen: tuple[Vec, Vec] | None = None
         statistics = self.worker.buffers.numel()
         for number, params, stats in self.kept.read(self.worker.params.dtype, statistics):
             mark, sums_ = self.kept.marks[number], marks[number]
-            weight = float(sums_[2] - before[2])
-            row: dict[str, Any] = {
-                "seconds": mark["seconds"],
-                "step": int(mark["step"]),
-                "epoch": mark["step"] / self.worker.plan.epoch_steps,
-                "samples": int(sums_[0]),
-                "train_loss": float(sums_[1] - before[1]) / weight if weight else None,
-            }
+            scores: dict[str, float] = {}
             if self.validated and self.control.stop_agreed < 2:
                 scores = self._live.get(number) or self._evaluate(params, stats)
-                row |= {f"validation_{name}": value for name, value in scores.items()}
-            row |= {"bytes_sent": int(sums_[3]), "waited_seconds": float(sums_[4]) / self.meeting.size}
-            history.append(row)
+            history.append(history_row(mark, sums_, before, self.worker.plan.epoch_steps, self.meeting.size, scores))
             before = sums_
             if number == best:
                 chosen = (params.clone(), stats.clone())

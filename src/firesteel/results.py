@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,9 +10,10 @@ from typing import Any, final
 import numpy as np
 import pyarrow as pa
 import torch
-from torch import nn
+from torch import Tensor
 
 from firesteel.net.protocol import Vec
+from firesteel.trace import Trace
 
 RESULT = pa.schema([("kind", pa.string()), ("rank", pa.int32()), ("payload", pa.binary())])
 _CHUNK_BYTES = 32 * 2**20
@@ -27,12 +27,21 @@ class Kept:
     file: Any = field(default_factory=tempfile.TemporaryFile)
     marks: list[dict[str, float]] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
+    _ends: list[int] = field(default_factory=list)
 
     def add(self, params: Vec, statistics: Vec, mark: dict[str, float]) -> None:
         self.shapes.append(tuple(params.shape))
         self.marks.append(mark)
         for x in (params, statistics):
             self.file.write(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+        self._ends.append(self.file.tell())
+
+    def cut(self, count: int) -> None:
+        """Forget all but the first `count`."""
+        self._ends = self._ends[:count]
+        _ = self.file.truncate(self._ends[-1] if count else 0)
+        _ = self.file.seek(0, 2)
+        del self.marks[count:], self.shapes[count:]
 
     def read(self, dtype: torch.dtype, statistics: int) -> Iterator[tuple[int, Vec, Vec]]:
         """Each model with its number, in the order in which they were published."""
@@ -45,12 +54,42 @@ class Kept:
             yield number, flat[:numel].view(shape), flat[numel:]
 
 
-def twin(module: nn.Module) -> nn.Module:
-    """A copy whose parameters have memory of their own."""
-    other = copy.deepcopy(module)
-    for p, q in zip(other.parameters(), module.parameters(), strict=True):
-        p.data = q.data.clone()
-    return other
+_ADDED_UP = ("samples", "loss_sum", "weight_sum", "bytes", "waited")
+
+
+def mark_of(trace: Trace, step: int) -> dict[str, float]:
+    """Where a worker stands when it publishes."""
+    return {
+        "step": step,
+        "seconds": trace.clock.now(),
+        "samples": trace.samples,
+        "loss_sum": trace.loss_sum,
+        "weight_sum": trace.weight_sum,
+        "bytes": trace.bytes_sent,
+        "waited": trace.waited_seconds,
+    }
+
+
+def to_add_up(marks: list[dict[str, float]]) -> Tensor:
+    """What is summed over the workers, float64 [marks, 5]."""
+    return torch.tensor([[m[name] for name in _ADDED_UP] for m in marks], dtype=torch.float64)
+
+
+def history_row(
+    mark: dict[str, float], total: Tensor, before: Tensor, epoch_steps: int, workers: int, scores: dict[str, float]
+) -> dict[str, Any]:
+    """A row of `Run.history`: worker 0's mark, sums over all workers here and at the row before, scores."""
+    weight = float(total[2] - before[2])
+    return {
+        "seconds": mark["seconds"],
+        "step": int(mark["step"]),
+        "epoch": mark["step"] / epoch_steps,
+        "samples": int(total[0]),
+        "train_loss": float(total[1] - before[1]) / weight if weight else None,
+        **{f"validation_{name}": value for name, value in scores.items()},
+        "bytes_sent": int(total[3]),
+        "waited_seconds": float(total[4]) / workers,
+    }
 
 
 def ipc(table: pa.Table) -> bytes:

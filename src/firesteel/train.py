@@ -34,12 +34,14 @@ from firesteel.outcome import assemble, described, rescue
 from firesteel.progress import Show, reporter
 from firesteel.replay import Replay
 from firesteel.run import Run
+from firesteel.sim import world as simulated
+from firesteel.sim.world import Simulated
 from firesteel.spark import world as spark
 from firesteel.spark.world import Spark
 from firesteel.strategies import Single, SyncSGD
 from firesteel.worker import layout
 
-World = Local | Spark | Replay
+World = Local | Spark | Simulated | Replay
 
 
 def train(
@@ -83,7 +85,7 @@ def train(
         optimizer: SGD, Adam, AdamW, Adagrad, or any class by `Optimizer(cls, **settings)`.
         schedule: `BySteps(...)` or `ByEpochs(...)`.
         strategy: how workers train together; `firesteel strategies` lists them.
-        on: `Local(workers=...)`, processes of this machine, or `Spark(workers=...)`.
+        on: `Local(workers=...)`, processes of this machine; `Spark(workers=...)`; or `Simulated(cluster)`, in virtual time.
         batch_size: rows of a step, per worker.
         epochs, max_steps, max_seconds: whichever ends first; 5 epochs if none is given. Steps are each worker's own;
             seconds are wall seconds of training, evaluation left out.
@@ -185,7 +187,7 @@ def train(
             if folder is not None and board != Folder(folder) and Folder(folder).get("stop") is not None:
                 board.put("stop", b"")
 
-        run_world: Any = {Local: local.run, Spark: spark.run, Replay: replay.run}[type(on)]
+        run_world: Any = {Local: local.run, Spark: spark.run, Simulated: simulated.run, Replay: replay.run}[type(on)]
         try:
             if has_server(strategy):
                 run = train_apart(job, source, on, run_world, module, watch, called_at, began, example, bool(resume))
@@ -212,7 +214,9 @@ def stop(run_dir: str | Path) -> None:
 
 def _check(on: Any, strategy: Any, optimizer: Any, schedule: Any, sizes: dict[str, float | None]) -> None:
     if not isinstance(on, World):
-        raise UsageError(f"on={on!r}: give firesteel.Local(workers=...), Spark(workers=...) or Replay(run).")
+        raise UsageError(
+            f"on={on!r}: give firesteel.Local(workers=...), Spark(workers=...), Simulated(cluster) or Replay(run)."
+        )
     if isinstance(strategy, type):
         raise UsageError(f"strategy is the class {strategy.__name__}; give an instance: {strategy.__name__}().")
     if not inspect.iscoroutinefunction(getattr(strategy, "run", None)):

@@ -22,6 +22,8 @@ from firesteel.net.protocol import Vec
 from firesteel.optim import ByEpochs, OptimizerSettings, Schedule
 from firesteel.trace import Trace
 
+_FORWARD = 1 / 3  # of a gradient's cost; the backward pass costs twice as much
+
 
 @final
 @dataclass(frozen=True)
@@ -112,6 +114,8 @@ class Worker:
         self.steps_done: int = 0
         self.stopping: bool = False
         self.on_step: Callable[[int], None] = lambda step: None
+        # In virtual time: what the gradient of so many rows costs, spent share by share as the passes go on.
+        self.meter: Callable[[int], Callable[[float], None]] | None = None
 
     @property
     def params(self) -> Vec:
@@ -167,10 +171,13 @@ class Worker:
             Diverged: the loss is not a finite number.
         """
         _ = self.grads.zero_()
+        spend = self.meter(batch.rows) if self.meter is not None else None
         if ready is not None:
             if self._buckets is None:
                 self._buckets = _Buckets(self.module, self.slots, bucket_bytes, self.grads.element_size())
-            self._buckets.begin(ready)
+            self._buckets.begin(ready if spend is None else self._paced(ready, spend))
+        if spend is not None:
+            spend(_FORWARD if ready is not None else 1.0)
         if batch.rows:
             assert batch.target is not None
             loss = self._loss(self.module(*batch.inputs), batch.target, batch.weights)
@@ -185,6 +192,13 @@ class Worker:
         if ready is not None and self._buckets is not None:
             self._buckets.finish()
         return self.grads
+
+    def _paced(self, ready: Callable[[slice], None], spend: Callable[[float], None]) -> Callable[[slice], None]:
+        def after(part: slice) -> None:
+            spend((1 - _FORWARD) * (part.stop - part.start) / self._params.numel())
+            ready(part)
+
+        return after
 
     def step(self, grad: Vec) -> None:
         """The local optimizer moves `params` along `grad`, [P]; clipped and scheduled as the run was told."""

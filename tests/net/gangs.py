@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from firesteel.net.gang import Control
+from firesteel.net.control import Control
 from firesteel.net.meeting import Meeting, join, leave, serve_store
 from firesteel.net.protocol import drive
 from firesteel.trace import Trace

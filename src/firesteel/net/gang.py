@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable, Generator, Sequence
-from dataclasses import dataclass, field
 from typing import Any, TypeVar, final
 
 import torch
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore
 
 from firesteel.errors import PeerLost, StrategyError
+from firesteel.net.control import Control
 from firesteel.net.pending import Pending
 from firesteel.net.protocol import Net, Op, Vec, WireType
 from firesteel.net.shared import SharedMemory
@@ -37,18 +37,6 @@ def _peers_named() -> Generator[None]:
         if any(sign in str(error).lower() for sign in _LOST):
             raise PeerLost(str(error).splitlines()[0]) from None
         raise
-
-
-@final
-@dataclass
-class Control:
-    """What the world asks of a gang, and what it does at a publish point."""
-
-    stop_asked: float = 0.0  # seen by worker 0: 1 asks to stop, 2 to hurry; the others learn it with the next collective
-    stop_agreed: float = 0.0  # known to all workers since the same collective
-    publish: Callable[[Vec, tuple[Tensor, ...]], None] = lambda params, rest: None
-    resumed: tuple[Tensor, ...] | None = None
-    met: bool = field(default=False, repr=False)  # a collective that carries the request, since the last publish
 
 
 @final

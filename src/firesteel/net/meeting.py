@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch._C._distributed_c10d import PrefixStore, TCPStore
 
 from firesteel.errors import RendezvousTimeout
-from firesteel.net.gang import Control, GangNet
+from firesteel.net.control import Control
+from firesteel.net.gang import GangNet
 from firesteel.net.shared import MAX_WORKERS, SharedMemory, host_identity
 from firesteel.trace import Trace
 

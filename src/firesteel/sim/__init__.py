@@ -1,0 +1,1 @@
+"""Imagined clusters: the same strategies in virtual time."""

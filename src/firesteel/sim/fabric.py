@@ -1,0 +1,135 @@
+"""The wires of an imagined cluster: where each worker sits, what a transfer has to pass, and how long a collective takes.
+
+Two models, each the simplest that has the effect in question. A message between two hosts waits in a queue for the card
+that sends it and for the card that receives it, so that many pushes to one server pile up (incast). A collective is its
+algorithm's steps, one after the other; a step lasts as long as the busiest card or uplink in it, so that workers of a host
+share their card and an oversubscribed rack is a bottleneck exactly where the algorithm crosses it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import final
+
+from firesteel.sim.cluster import Cluster
+
+Flow = tuple[int, int, float]  # from worker, to worker, share of the collective's bytes
+Step = tuple[int, list[Flow]]  # how many times in a row, and what moves at once
+
+
+@final
+class Fabric:
+    def __init__(self, cluster: Cluster, servers: int = 1) -> None:
+        self.cluster: Cluster = cluster
+        network, merging = cluster.network, cluster.merging
+        self.host: list[int] = [rank // network.workers_per_host for rank in range(cluster.workers)]
+        hosts = self.host[-1] + 1
+        places = {"own": [hosts + s for s in range(servers)], "shared": [hosts] * servers, "worker": [0] * servers}
+        self.server_host: list[int] = places[merging.place]
+        count = max(hosts, *(h + 1 for h in self.server_host)) if self.server_host else hosts
+        self._sent: list[float] = [0.0] * count  # when each card is free again, by direction
+        self._received: list[float] = [0.0] * count
+        self._within: list[float] = [0.0] * count
+        self._costs: dict[tuple[str, tuple[int, ...]], tuple[float, float]] = {}
+
+    # ---- messages ----------------------------------------------------------------------------------------------------
+
+    def transfer(self, at: float, source: int, target: int, nbytes: int, most: float = float("inf")) -> tuple[float, float]:
+        """A message between hosts, posted at a moment; returns when it is sent and when it is there.
+
+        Calls must come in order of time. `most` bounds the bytes per second of this one message.
+        """
+        network = self.cluster.network
+        if source == target:
+            begin = max(at, self._within[source])
+            self._within[source] = done = begin + nbytes / min(network.local_bandwidth, most)
+            return done, done + network.local_latency_seconds
+        on_wire, alone = nbytes / network.bandwidth, nbytes / min(network.bandwidth, most)
+        begin = max(at, self._sent[source])
+        self._sent[source] = begin + on_wire
+        arrived = max(begin + alone + network.latency_seconds, self._received[target] + on_wire)
+        self._received[target] = arrived
+        return begin + alone, arrived
+
+    # ---- collectives -------------------------------------------------------------------------------------------------
+
+    def collective(self, verb: str, members: tuple[int, ...], nbytes: int) -> float:
+        """Seconds of a collective, from the moment when the last member has come."""
+        key = (verb, members)
+        if key not in self._costs:
+            self._costs[key] = self._cost(verb, members)
+        latency, per_byte = self._costs[key]
+        return latency + nbytes * per_byte
+
+    def _cost(self, verb: str, members: tuple[int, ...]) -> tuple[float, float]:
+        latency = per_byte = 0.0
+        for times, flows in steps(verb, self.cluster.all_reduce, len(members)):
+            one_latency, one_per_byte = self._step([(members[a], members[b], share) for a, b, share in flows])
+            latency += times * one_latency
+            per_byte += times * one_per_byte
+        return latency, per_byte
+
+    def _step(self, flows: list[Flow]) -> tuple[float, float]:
+        """Latency and seconds per byte of flows that move at once."""
+        network = self.cluster.network
+        load: dict[tuple[str, int], float] = {}
+        latency = 0.0
+        uplink = network.bandwidth * (network.hosts_per_rack or 1) / network.oversubscription
+        for a, b, share in flows:
+            source, target = self.host[a], self.host[b]
+            if source == target:
+                latency = max(latency, network.local_latency_seconds)
+                passed = [(("within", source), network.local_bandwidth)]
+            else:
+                latency = max(latency, network.latency_seconds)
+                passed = [(("out", source), network.bandwidth), (("in", target), network.bandwidth)]
+                if network.hosts_per_rack:
+                    racks = source // network.hosts_per_rack, target // network.hosts_per_rack
+                    if racks[0] != racks[1]:
+                        passed += [(("up", racks[0]), uplink), (("down", racks[1]), uplink)]
+            for resource, capacity in passed:
+                load[resource] = load.get(resource, 0.0) + share / capacity
+        return latency, max(load.values(), default=0.0)
+
+
+# ---- the algorithms --------------------------------------------------------------------------------------------------
+
+
+def steps(verb: str, algorithm: str, n: int) -> Iterator[Step]:
+    """What moves in a collective of n members, as shares of its bytes; see `costs` for the sources."""
+    if n == 1:
+        return
+    ring = [(k, (k + 1) % n) for k in range(n)]
+    if verb == "all_gather":
+        yield n - 1, [(a, b, 1.0) for a, b in ring]
+    elif verb == "reduce_scatter":
+        yield 1, [(a, b, 1 / n) for a in range(n) for b in range(n) if a != b]
+    elif verb == "broadcast":
+        for pairs in _tree(n):
+            yield 1, [(a, b, 1.0) for a, b in pairs]
+    elif algorithm == "ring":
+        yield 2 * (n - 1), [(a, b, 1 / n) for a, b in ring]
+    elif algorithm == "tree":
+        for pairs in _tree(n):
+            yield 1, [(b, a, 1.0) for a, b in pairs]
+            yield 1, [(a, b, 1.0) for a, b in pairs]
+    else:
+        p = 1 << (n.bit_length() - 1)
+        extra = [(p + k, k, 1.0) for k in range(n - p)]  # hand their numbers in before, and get the result after
+        if extra:
+            yield 1, extra
+        distance = 1
+        while distance < p:
+            # Halving begins with the far half and doubling ends with it: the farther the partner, the more bytes.
+            yield 2, [(k, k ^ distance, distance / p) for k in range(p)]
+            distance *= 2
+        if extra:
+            yield 1, [(b, a, share) for a, b, share in extra]
+
+
+def _tree(n: int) -> Iterator[list[tuple[int, int]]]:
+    """A binomial tree from member 0: who sends to whom in each round."""
+    distance = 1 << max((n - 1).bit_length() - 1, 0)
+    while distance:
+        yield [(k, k + distance) for k in range(0, n, 2 * distance) if k + distance < n]
+        distance //= 2

@@ -1,0 +1,336 @@
+"""A gang in virtual time, from rows to result: what `gang_process` does in each of many processes, for all workers at once."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from firesteel import randomness
+from firesteel.center_process import split_shard
+from firesteel.checkpoint import pack
+from firesteel.data.batches import Plan, total_steps
+from firesteel.data.shard import Shard
+from firesteel.data.source import stream
+from firesteel.errors import Diverged, UsageError, WorkerLost
+from firesteel.evaluate import named, probe, published_sums
+from firesteel.job import Job
+from firesteel.losses import resolve_loss, resolve_metrics
+from firesteel.net.control import Control
+from firesteel.net.protocol import Vec
+from firesteel.results import Kept, history_row, ipc, mark_of, rows, to_add_up
+from firesteel.sim.cluster import Cluster, Failure
+from firesteel.sim.gang import Circle, SimulatedGang
+from firesteel.sim.simulation import Member, Simulation, paces
+from firesteel.sim.watching import Ticker
+from firesteel.stopping import HURRY
+from firesteel.worker import Worker
+
+
+@final
+@dataclass
+class _Point:
+    """All that a worker needs to go on from a kept publish point."""
+
+    tensors: dict[str, Tensor]
+    plain: dict[str, Any]
+    rest: tuple[Tensor, ...]
+    generator: Tensor
+
+
+@final
+@dataclass
+class _Seat:
+    """One worker over the whole run, through all its attempts."""
+
+    worker: Worker
+    held: Shard
+    train_rows: int
+    generator: Tensor
+    member: Member | None = None
+    control: Control = field(default_factory=Control)
+    marks: list[dict[str, float]] = field(default_factory=list)
+    statistics: list[Vec] = field(default_factory=list)
+    points: dict[int, _Point] = field(default_factory=dict)  # by number of kept points; only where failures are expected
+    traces: list[pa.Table] = field(default_factory=list)
+    published: int = 0
+    last: Vec | None = None
+
+
+@final
+class GangRun:
+    def __init__(self, job: Job, source: Any, cluster: Cluster, simulation: Simulation, ticker: Ticker) -> None:
+        self.job: Job = job
+        self.cluster: Cluster = cluster
+        self.simulation: Simulation = simulation
+        self.ticker: Ticker = ticker
+        self.size: int = cluster.workers
+        self.loss: Any = resolve_loss(job.loss, job.columns.weight is not None)
+        self.metrics: Any = resolve_metrics(job.metrics)
+        self.kept: Kept = Kept()
+        self._paces: list[Any] = paces(cluster, job.seed)
+        self._unbounded: bool = job.epochs is None and job.max_steps is None
+        began = time.perf_counter()
+        self.seats: list[_Seat] = self._prepare(source)
+        self.every: int = job.checkpoint_steps or self.seats[0].worker.plan.epoch_steps
+        self.timing: dict[str, float] = {"data_seconds": time.perf_counter() - began}
+
+    # ---- the course of a run -----------------------------------------------------------------------------------------
+
+    def _prepare(self, source: Any) -> list[_Seat]:
+        job, size = self.job, self.size
+        cut = [split_shard(job, rank, stream(source, rank, size), "") for rank in range(size)]
+        if not any(shard.rows for _, shard, _ in cut):
+            raise UsageError("there are no rows to train on: the data is empty, or validation took them all.")
+        self.validated: bool = any(held.rows for _, _, held in cut)
+        if (job.validation or job.columns.validation) and not self.validated:
+            raise UsageError("validation was asked for, but no row was left for it; give a larger share or more rows.")
+        most = max(shard.rows for _, shard, _ in cut)
+        steps = total_steps(most, job.batch_size, job.epochs, 2**40 if self._unbounded else job.max_steps)
+        seats: list[_Seat] = []
+        for rank, (whole, shard, held) in enumerate(cut):
+            plan = Plan(shard.rows, most, job.batch_size, steps, job.seed, rank)
+            randomness.initialise(job.seed)
+            module = _own(job)
+            probe(module, whole, self.loss, self.metrics)
+            randomness.train(job.seed, rank)
+            generator = torch.get_rng_state()
+            settings: dict[str, Any] = {"schedule": job.schedule, "clip_norm": job.clip_norm}
+            worker = Worker(module.train(), self.loss, job.optimizer, shard, plan, **settings)
+            if seats:  # every replica begins with worker 0's tensors, whatever a factory drew
+                _alike(worker, seats[0].worker)
+            seats.append(_Seat(worker, held, shard.rows, generator))
+        return seats
+
+    def run(self) -> list[pa.RecordBatch]:
+        simulation = self.simulation
+        for failure in self.cluster.failures:
+            simulation.at(failure.at_seconds, failure.worker, functools.partial(self._fail, failure))
+        if self.cluster.failures:
+            for rank, seat in enumerate(self.seats):
+                seat.points[0] = self._point(rank, ())
+        self._start()
+        simulation.run()
+        self.timing["train_seconds"] = max(seat.member.now for seat in self.seats if seat.member is not None)
+        self._show(final=True)
+        return self._report()
+
+    def _start(self) -> None:
+        circle = Circle(tuple(range(self.size)))
+        for rank, seat in enumerate(self.seats):
+            attempt = len(seat.traces)
+            member = seat.member = Member(self.simulation, rank, self._paces[rank], attempt)
+            worker = seat.worker
+            if seat.marks:
+                mark = seat.marks[-1]
+                trace = member.trace
+                trace.samples, trace.bytes_sent, trace.waited_seconds = int(mark["samples"]), int(mark["bytes"]), mark["waited"]
+                trace.loss_sum, trace.weight_sum = mark["loss_sum"], mark["weight_sum"]
+            worker.trace, worker.meter = member.trace, member.meter
+            worker.on_step = functools.partial(self._on_step, rank)
+            seat.control.publish = functools.partial(self._publish, rank)
+            member.on_end = functools.partial(self._ended, rank)
+            member.on_error = functools.partial(_named_error, rank)
+            net = SimulatedGang(member, circle, rank, seat.control)
+            member.start(self.job.strategy.run(worker, net), seat.generator)  # pyright: ignore[reportArgumentType]
+
+    def _ended(self, rank: int) -> None:
+        seat = self.seats[rank]
+        assert seat.member is not None
+        result = seat.member.result
+        last = seat.last
+        if last is None or seat.published != seat.worker.steps_done or not torch.equal(result, last):
+            self._keep(rank, result, ())
+
+    # ---- publish points ----------------------------------------------------------------------------------------------
+
+    def _publish(self, rank: int, params: Vec, rest: tuple[Tensor, ...]) -> None:
+        seat = self.seats[rank]
+        worker, step = seat.worker, seat.worker.steps_done
+        if seat.control.stop_agreed:
+            worker.stopping = True
+        if step // self.every > seat.published // self.every or worker.last(step) or worker.stopping:
+            self._keep(rank, params, rest)
+            seat.published = step
+
+    def _keep(self, rank: int, params: Vec, rest: tuple[Tensor, ...]) -> None:
+        seat, member = self.seats[rank], self.seats[rank].member
+        assert member is not None
+        step = seat.worker.steps_done
+        if not bool(torch.isfinite(params).all()):
+            raise Diverged(
+                f"parameters are no longer finite at step {step} on worker {rank}. "
+                "Lower the learning rate, or set clip_norm; the last good model is kept."
+            )
+        member.trace.mark("publish", step)
+        seat.marks.append(mark_of(member.trace, step))
+        seat.statistics.append(seat.worker.buffers)
+        seat.last = params.detach().clone()
+        if rank == 0:
+            self.kept.add(params, torch.empty(0), seat.marks[-1])
+            self.ticker.board.put(
+                "model.safetensors", pack({"params": params, "statistics": seat.worker.buffers}, {"step": step})
+            )
+        if self.cluster.failures:
+            seat.points[len(seat.marks)] = self._point(rank, rest)
+            oldest = min(max(s.points) for s in self.seats)
+            for each in self.seats:
+                each.points = {number: point for number, point in each.points.items() if number >= oldest}
+
+    def _point(self, rank: int, rest: tuple[Tensor, ...]) -> _Point:
+        worker = self.seats[rank].worker
+        tensors, plain = worker.state()
+        generator = self.seats[rank].generator if not self.seats[rank].marks else torch.get_rng_state()
+        return _Point({n: t.clone() for n, t in tensors.items()}, plain, tuple(x.clone() for x in rest), generator)
+
+    def _fail(self, failure: Failure) -> None:
+        """The gang ends with its worker, and goes on from the newest point that all have, when the worker is back."""
+        simulation = self.simulation
+        members = [seat.member for seat in self.seats if seat.member is not None]
+        if all(m.program is None for m in members):
+            return  # it had ended before
+        if failure.back_seconds is None:
+            raise WorkerLost(
+                f"worker {failure.worker} was lost at virtual second {failure.at_seconds:g} and does not come back; a gang "
+                "needs all its workers. Give the failure back_seconds, or take a strategy with a server."
+            )
+        simulation.stop()
+        number = min(max(seat.points) for seat in self.seats)
+        for seat in self.seats:
+            assert seat.member is not None
+            seat.traces.append(_until(seat.member.trace.table(), failure.at_seconds))
+            del seat.marks[number:], seat.statistics[number:]
+            point = seat.points[number]
+            seat.worker.optimizer.state.clear()
+            # Copies: the optimizer works on the tensors that it is given, and the point may be needed again.
+            seat.worker.restore({n: t.clone() for n, t in point.tensors.items()}, point.plain)
+            seat.generator, seat.last = point.generator, None
+            seat.published = int(seat.marks[-1]["step"]) if seat.marks else 0
+            seat.control = Control(resumed=tuple(x.clone() for x in point.rest) or None)
+            seat.points = {number: point}
+        self.kept.cut(number)
+        for later in self.cluster.failures:
+            if later.at_seconds > failure.at_seconds:
+                simulation.at(max(later.at_seconds, failure.back_seconds), later.worker, functools.partial(self._fail, later))
+        simulation.at(failure.back_seconds, -1, self._start)  # ahead of a failure at the same moment
+
+    # ---- being watched -----------------------------------------------------------------------------------------------
+
+    def _on_step(self, rank: int, step: int) -> None:
+        seat = self.seats[rank]
+        assert seat.member is not None
+        limit = self.job.max_seconds
+        asked = self._show() if rank == 0 else self.ticker.board.get("stop")
+        if asked is not None or (limit is not None and seat.member.now >= limit):
+            seat.control.stop_asked = 2.0 if asked == HURRY else max(seat.control.stop_asked, 1.0)
+
+    def _show(self, final: bool = False) -> bytes | None:
+        seat = self.seats[0]
+        worker, trace = seat.worker, seat.worker.trace
+
+        def state() -> dict[str, Any]:
+            return {
+                "step": worker.steps_done,
+                "total_steps": None if self._unbounded else worker.plan.total_steps,
+                "max_seconds": self.job.max_seconds,
+                "epoch": worker.steps_done / worker.plan.epoch_steps,
+                "loss": trace.loss,
+                "samples": trace.samples * self.size,
+                "seconds": trace.clock.now(),
+                "stage": "evaluating" if final else "training",
+            }
+
+        return self.ticker.tick(state, final)
+
+    # ---- the report --------------------------------------------------------------------------------------------------
+
+    def _report(self) -> list[pa.RecordBatch]:
+        began, seats, first = time.perf_counter(), self.seats, self.seats[0]
+        hurried = max(seat.control.stop_agreed for seat in seats) >= 2
+        marks = sum(to_add_up(seat.marks) for seat in seats)
+        assert isinstance(marks, Tensor)
+        history: list[dict[str, Any]] = []
+        before = torch.zeros(marks.shape[1], dtype=torch.float64)
+        chosen: tuple[Vec, Vec] | None = None
+        for number, params, _ in self.kept.read(first.worker.params.dtype, 0):
+            statistics = self._statistics(number)
+            scores = {} if hurried or not self.validated else self._evaluate(params, statistics)
+            steps = first.worker.plan.epoch_steps
+            history.append(history_row(first.marks[number], marks[number], before, steps, self.size, scores))
+            before, chosen = marks[number], (params.clone(), statistics)
+        assert chosen is not None
+        self.timing["evaluate_seconds"] = time.perf_counter() - began
+        batches: list[pa.RecordBatch] = []
+        for rank, seat in enumerate(seats):
+            worker, member = seat.worker, seat.member
+            assert member is not None
+            report = {
+                "steps": worker.steps_done,
+                "total_steps": worker.plan.total_steps,
+                "stopped": worker.steps_done < worker.plan.total_steps,
+                "hurried": hurried,
+                "early": False,
+                "train_rows": sum(s.train_rows for s in seats),
+                "samples": member.trace.samples,
+                "first_step_at": member.trace.first_step_at,
+                "timing": self.timing,
+                "best": len(history) - 1,
+                "device": "cpu",
+            }
+            trace = pa.concat_tables([*seat.traces, member.trace.table()])
+            batches += [*rows("report", rank, json.dumps(report).encode()), *rows("trace", rank, ipc(trace))]
+        module = first.worker.module
+        frozen = {f"frozen.{n}": p for n, p in module.named_parameters() if not p.requires_grad}
+        buffers = {f"buffer.{n}": b for n, b in module.named_buffers()}
+        model = pack({"params": chosen[0], "statistics": chosen[1], **frozen, **buffers}, {})
+        return [*batches, *rows("history", 0, ipc(pa.Table.from_pylist(history))), *rows("model", 0, model)]
+
+    def _statistics(self, number: int) -> Vec:
+        """Running statistics of a kept model: the mean of the workers', in order of rank."""
+        parts = [seat.statistics[number] for seat in self.seats]
+        if not parts[0].numel():
+            return parts[0]
+        total = parts[0].clone()
+        for part in parts[1:]:
+            total += part
+        return total.div_(self.size)
+
+    def _evaluate(self, params: Vec, statistics: Vec) -> dict[str, float]:
+        target = self.job.columns.target
+        worker = self.seats[0].worker
+        total = torch.zeros(2 + len(self.metrics), dtype=torch.float64)
+        for seat in self.seats:
+            total += published_sums(worker, params, statistics, seat.held, self.loss, self.metrics, target)
+        return named(total, self.metrics)
+
+
+def _own(job: Job) -> Any:
+    """A model of its own for each worker, also where the job holds a module and not a factory."""
+    module = job.build()
+    return copy.deepcopy(module) if module is job.model else module
+
+
+def _alike(worker: Worker, first: Worker) -> None:
+    with torch.no_grad():
+        worker.params = first.params
+        pairs = zip(worker.module.parameters(), first.module.parameters(), strict=True)
+        for mine, theirs in [*pairs, *zip(worker.module.buffers(), first.module.buffers(), strict=True)]:
+            if mine.data_ptr() != theirs.data_ptr():
+                mine.copy_(theirs)
+
+
+def _until(trace: pa.Table, seconds: float) -> pa.Table:
+    """What a worker that died had done: it may have computed ahead of the moment of its death."""
+    return trace.filter(pa.array([s <= seconds for s in trace["seconds"].to_pylist()]))
+
+
+def _named_error(rank: int, error: BaseException) -> None:
+    error.firesteel_rank = rank  # pyright: ignore[reportAttributeAccessIssue]
+    raise error

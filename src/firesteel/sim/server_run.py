@@ -1,0 +1,198 @@
+"""A run with a server in virtual time, from rows to result: what `center_process` does, for all workers at once."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from firesteel.center_process import Notes, make_worker, split_shard
+from firesteel.data.shard import Shard
+from firesteel.data.source import stream
+from firesteel.errors import Diverged
+from firesteel.job import Job
+from firesteel.net.center import Center, Rules
+from firesteel.net.hosting import Collected, Serve
+from firesteel.net.protocol import Vec
+from firesteel.net.serving import cut
+from firesteel.results import ipc, rows
+from firesteel.sim.center import Servers, SimulatedWorker
+from firesteel.sim.cluster import Cluster, Failure
+from firesteel.sim.simulation import Member, Simulation, paces
+from firesteel.sim.watching import Ticker
+from firesteel.stopping import HURRY
+from firesteel.worker import Worker
+
+
+@final
+@dataclass
+class _Seat:
+    """One worker over the whole run, through all its attempts."""
+
+    whole: Shard
+    shard: Shard
+    held_rows: int
+    member: Member | None = None
+    worker: Worker | None = None
+    ended: bool = False
+    traces: list[pa.Table] = field(default_factory=list)
+
+
+@final
+class ServerRun:
+    def __init__(self, job: Job, source: Any, cluster: Cluster, simulation: Simulation, ticker: Ticker, serve: Serve) -> None:
+        self.job: Job = job
+        self.cluster: Cluster = cluster
+        self.simulation: Simulation = simulation
+        self.ticker: Ticker = ticker
+        began = time.perf_counter()
+        self.seats: list[_Seat] = []
+        for rank in range(cluster.workers):
+            whole, shard, held = split_shard(job, rank, stream(source, rank, cluster.workers), "")
+            self.seats.append(_Seat(whole, shard, held.rows))
+        self.data_seconds: float = time.perf_counter() - began
+        self._paces: list[Any] = paces(cluster, job.seed)
+        self._hurried: bool = False
+        self._kept: list[list[tuple[dict[str, float], Vec, Vec]]] = [[] for _ in range(serve.server.shards)]
+        rules = Rules(serve.server.max_ahead, serve.server.max_growth, serve.server.record_every)
+        parts = cut(serve.params.numel(), serve.server.shards)
+        centers = [
+            Center(
+                serve.params[part].clone(),
+                job.strategy,
+                cluster.workers,
+                None if shard else serve.statistics,
+                rules,
+                functools.partial(self._keep, shard),
+            )
+            for shard, part in enumerate(parts)
+        ]
+        self.servers: Servers = Servers(simulation, centers, parts, rules.max_ahead is not None, job.max_seconds)
+
+    def _keep(self, shard: int, params: Vec, statistics: Vec, mark: dict[str, float]) -> None:
+        self._kept[shard].append((mark, params.clone(), statistics))
+
+    def run(self) -> tuple[list[pa.RecordBatch], Collected]:
+        simulation = self.simulation
+        for failure in self.cluster.failures:
+            simulation.at(failure.at_seconds, failure.worker, functools.partial(self._fail, failure))
+        for rank in range(len(self.seats)):
+            simulation.at(0.0, rank, functools.partial(self._start, rank, 0))
+        simulation.run()
+        _ = self.ticker.tick(self._state, final=True)
+        return self._report(), self._collected()
+
+    # ---- one worker --------------------------------------------------------------------------------------------------
+
+    def _start(self, rank: int, attempt: int) -> None:
+        job, seat, size = self.job, self.seats[rank], len(self.seats)
+        member = seat.member = Member(self.simulation, rank, self._paces[rank], attempt)
+        worker = make_worker(job, rank, seat.whole, seat.shard, torch.device("cpu"), member.trace, attempt)
+        seat.worker = worker
+        generator = torch.get_rng_state()
+        net = SimulatedWorker(member, size, self.servers)
+        done = net.join()
+        worker.fast_forward(done)
+        worker.meter = member.meter
+        worker.on_step = lambda step: self._on_step()
+        net.note = Notes(worker, job.checkpoint_steps)
+        net.on_stop = lambda: setattr(worker, "stopping", True)
+        if worker.buffers.numel():
+            net.statistics = lambda: worker.buffers
+
+        def ended() -> None:
+            seat.ended = True
+            net.close()
+
+        def failed(error: BaseException) -> None:
+            if not isinstance(error, Diverged):
+                error.firesteel_rank = rank  # pyright: ignore[reportAttributeAccessIssue]
+                raise error
+            why, sequence = str(error).split(". ")[0], net.sequence
+            self.simulation.at(member.now, rank, lambda: self.servers.roll_back(member, sequence, why))
+            ended()
+
+        member.on_end, member.on_error = ended, failed
+        if worker.plan.total_steps > done:
+            member.start(job.strategy.run(worker, net), generator)  # pyright: ignore[reportArgumentType]
+        else:
+            ended()
+
+    def _fail(self, failure: Failure) -> None:
+        """The worker goes; the others do not notice. What it had sent and was not merged is lost."""
+        rank, seat = failure.worker, self.seats[failure.worker]
+        member = seat.member
+        if member is None or seat.ended:
+            return
+        member.die()
+        trace = member.trace.table()
+        seat.traces.append(trace.filter(pa.array([s <= failure.at_seconds for s in trace["seconds"].to_pylist()])))
+        for shard in range(len(self.servers.parts)):
+            self.servers.leave(member, shard)
+        if failure.back_seconds is not None:
+            self.simulation.at(failure.back_seconds, rank, functools.partial(self._start, rank, member.attempt + 1))
+
+    def _on_step(self) -> None:
+        asked = self.ticker.tick(self._state)
+        if asked is not None:
+            self._hurried = self._hurried or asked == HURRY
+            self.servers.stopped = True
+
+    def _state(self) -> dict[str, Any]:
+        mark, job = self.servers.centers[0].mark(self.simulation.now), self.job
+        step = mark["steps"] / len(self.seats)
+        return {
+            "step": round(step),
+            "total_steps": round(step * job.epochs / mark["epoch"]) if job.epochs and mark["epoch"] else None,
+            "max_seconds": job.max_seconds,
+            "epoch": mark["epoch"],
+            "loss": mark["loss_sum"] / mark["weight"] if mark["weight"] else float("nan"),
+            "samples": mark["samples"],
+            "seconds": mark["seconds"],
+            "stage": "training",
+        }
+
+    # ---- the report --------------------------------------------------------------------------------------------------
+
+    def _collected(self) -> Collected:
+        centers = self.servers.centers
+        for center in centers:
+            center.check()
+        models = [(k[0][0], torch.cat([part[1] for part in k]), k[0][2]) for k in zip(*self._kept, strict=False)]
+        tables = [c.table().add_column(0, "shard", pa.array(np.full(len(c.table()), n))) for n, c in enumerate(centers)]
+        log = pa.concat_tables(tables)
+        first = centers[0]
+        status = {
+            "stopped": self.servers.stopped,
+            "most_at_once": first.most_at_once,
+            "diverged": next((c.diverged for c in centers if c.diverged), None),
+            "restarts": 0,
+        }
+        seconds = max(log["seconds"].to_pylist(), default=0.0)
+        params = torch.cat([c.params for c in centers])
+        return Collected(params, first.statistics, models, log, status, first.mark(seconds), self._hurried)
+
+    def _report(self) -> list[pa.RecordBatch]:
+        batches: list[pa.RecordBatch] = []
+        for rank, seat in enumerate(self.seats):
+            member = seat.member
+            assert member is not None
+            report = {
+                "samples": member.trace.samples,
+                "first_step_at": member.trace.first_step_at,
+                "train_rows": seat.shard.rows,
+                "held_rows": seat.held_rows,
+                "attempt": member.attempt,
+                "threads": self.job.threads,
+                "device": "cpu",
+                "timing": {"data_seconds": self.data_seconds, "train_seconds": member.now},
+            }
+            trace = pa.concat_tables([*seat.traces, member.trace.table()]) if member.alive else pa.concat_tables(seat.traces)
+            batches += [*rows("report", rank, json.dumps(report).encode()), *rows("trace", rank, ipc(trace))]
+        return batches

@@ -1,0 +1,281 @@
+"""Virtual time: one heap of (seconds, rank, tick), one thread, no sleep, no wall clock, the same result every time.
+
+A worker's program runs until it awaits something that is not there yet; what it computes moves only its own clock. So its
+clock may run ahead of the heap, and everything it posts becomes an event at the moment of its own clock: wires and servers
+see posts in order of virtual time, whoever's program happened to run first.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import random
+from collections.abc import Awaitable, Callable, Coroutine, Generator
+from typing import Any, TypeVar, final
+
+import torch
+from torch import Tensor
+
+from firesteel.errors import StrategyError
+from firesteel.randomness import seed_of
+from firesteel.sim.cluster import Cluster
+from firesteel.sim.fabric import Fabric
+from firesteel.trace import Trace
+
+T = TypeVar("T")
+
+
+@final
+class Simulation:
+    """The heap, and the members whose programs it resumes.
+
+    Args:
+        fabric: the wires.
+        max_events: after so many events the strategy is taken to be one that never ends.
+        max_virtual_seconds: so is one whose clock passes this.
+    """
+
+    def __init__(self, fabric: Fabric, max_events: int = 10**8, max_virtual_seconds: float = math.inf) -> None:
+        self.fabric: Fabric = fabric
+        self.now: float = 0.0
+        self.events: int = 0
+        self.members: list[Member] = []
+        self._queue: list[tuple[float, int, int, Callable[[], None]]] = []
+        self._ticks: int = 0
+        self._max_events: int = max_events
+        self._max_seconds: float = max_virtual_seconds
+
+    def at(self, seconds: float, rank: int, action: Callable[[], None]) -> None:
+        """Let something happen at a moment that is not past; ties go by rank, then by order of asking."""
+        self._ticks += 1
+        heapq.heappush(self._queue, (seconds, rank, self._ticks, action))
+
+    def run(self) -> None:
+        """Until nothing is left to happen.
+
+        Raises:
+            StrategyError: programs wait for what never comes, forget an await, or never end.
+        """
+        queue = self._queue
+        while queue:
+            seconds, _, _, action = heapq.heappop(queue)
+            assert seconds >= self.now, "virtual time runs forwards"
+            self.now = seconds
+            self.count()
+            action()
+        stuck = [m for m in self.members if m.program is not None and m.alive]
+        if stuck:
+            raise StrategyError(_deadlock(stuck, self.members))
+
+    def count(self) -> None:
+        """One more event; the budget is checked here."""
+        self.events += 1
+        if self.events > self._max_events:
+            raise StrategyError(
+                f"the strategy did not end within {self._max_events:,} events (virtual second {self.now:g}): raise "
+                "Simulated(max_events=...), or see whether it ends at all."
+            )
+
+    def check_clock(self, seconds: float) -> None:
+        if seconds > self._max_seconds:
+            raise StrategyError(
+                f"the strategy did not end within {self._max_seconds:g} virtual seconds: raise "
+                "Simulated(max_virtual_seconds=...), or see whether it ends at all."
+            )
+
+    def stop(self) -> None:
+        """Close all programs and forget what would have happened."""
+        self._queue.clear()
+        for member in self.members:
+            member.die()
+
+
+@final
+class VirtualClock:
+    """What a trace reads in place of wall seconds."""
+
+    def __init__(self, member: Member) -> None:
+        self._member: Member = member
+
+    def now(self) -> float:
+        return self._member.now
+
+
+@final
+class Member:
+    """One attempt of one worker: its program, its clock, its share of the global generator."""
+
+    def __init__(self, simulation: Simulation, rank: int, pace: Pace, attempt: int = 0) -> None:
+        self.simulation: Simulation = simulation
+        self.rank: int = rank
+        self.attempt: int = attempt
+        self.now: float = simulation.now
+        self.alive: bool = True
+        self.trace: Trace = Trace(rank, VirtualClock(self))
+        self.program: Coroutine[Any, Any, Any] | None = None
+        self.result: Any = None
+        self.generator: Tensor | None = None
+        self.waiting: Posted[Any] | None = None
+        self.open: set[Posted[Any]] = set()  # posted and not awaited
+        self.on_error: Callable[[BaseException], None] = _raise
+        self.on_end: Callable[[], None] = lambda: None
+        self._pace: Pace = pace
+        simulation.members.append(self)
+
+    def start(self, program: Coroutine[Any, Any, Any], generator: Tensor | None = None) -> None:
+        """Let the program begin now. `generator`: the state of torch's global generator that it draws from."""
+        self.program, self.generator = program, generator
+        self.simulation.at(self.now, self.rank, self._resume)
+
+    def meter(self, rows: int) -> Callable[[float], None]:
+        """For `Worker`: returns what spends a share of the seconds of one step over so many rows."""
+        seconds = self._pace.step(rows, self.now)
+
+        def spend(share: float) -> None:
+            self.now += seconds * share
+            self.simulation.check_clock(self.now)
+
+        return spend
+
+    def wake(self, seconds: float) -> None:
+        """What it waits for comes at a moment."""
+        self.simulation.at(max(seconds, self.now), self.rank, self._resume)
+
+    def die(self) -> None:
+        """Close the program, wherever it stands."""
+        self.alive, self.waiting = False, None
+        self.open.clear()
+        if self.program is not None:
+            self.program.close()
+            self.program = None
+
+    def _resume(self) -> None:
+        program = self.program
+        if program is None or not self.alive:
+            return
+        if self.generator is not None:
+            torch.set_rng_state(self.generator)
+        self.waiting = None
+        try:
+            posted = program.send(None)
+        except StopIteration as end:
+            self.program, self.result = None, end.value
+            self._check_open()
+            self.on_end()
+            return
+        except Exception as error:
+            self.program = None
+            self.on_error(error)
+            return
+        if self.generator is not None:
+            self.generator = torch.get_rng_state()
+        if not isinstance(posted, Posted):
+            raise StrategyError(
+                "the strategy awaited something that is not a verb of its net (asyncio's sleep, say); "
+                "between two verbs write plain PyTorch without await"
+            )
+        if not torch.is_grad_enabled():
+            _ = torch.set_grad_enabled(True)
+            raise StrategyError(
+                f"worker {self.rank} awaits {posted.what()} inside torch.no_grad(): in virtual time another worker would go on "
+                "there and compute no gradients. End the with-block before the await."
+            )
+        self.waiting = posted
+        if posted.at is not None:
+            self.wake(posted.at)
+
+    def _check_open(self) -> None:
+        if self.open:
+            first = min(self.open, key=lambda p: p.posted_at)
+            raise StrategyError(
+                f"worker {self.rank} has ended without awaiting {first.what()}, posted at virtual second {first.posted_at:g}: "
+                "every verb of the net is awaited once, or nobody knows whether it has happened."
+            )
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+@final
+class Posted(Awaitable[T]):
+    """A verb under way. Awaiting it suspends the program until `complete` has said when it is over."""
+
+    def __init__(self, member: Member, kind: str, sent: int, detail: Callable[[], str]) -> None:
+        self.member: Member = member
+        self.kind: str = kind
+        self.posted_at: float = member.now
+        self.at: float | None = None
+        self.value: Any = None
+        self.then: Callable[[], None] | None = None  # what awaiting it tells the program's own net
+        self._sent: int = sent
+        self._detail: Callable[[], str] = detail
+        member.open.add(self)
+        member.simulation.count()
+
+    def what(self) -> str:
+        """For errors: the call and its arguments."""
+        return f"net.{self.kind}{self._detail()}"
+
+    def complete(self, at: float, value: Any = None) -> None:
+        self.at, self.value = at, value
+        if self.member.waiting is self:
+            self.member.wake(at)
+
+    def __await__(self) -> Generator[Posted[T], None, T]:
+        member = self.member
+        since = member.now
+        member.open.discard(self)
+        if self.at is None or self.at > since:
+            yield self
+            assert self.at is not None
+            member.now = max(since, self.at)
+        member.trace.verb(self.kind, self._sent, member.now - since)
+        if self.then is not None:
+            self.then()
+        return self.value
+
+
+@final
+class Pace:
+    """How long one worker computes: drawn from streams of its own."""
+
+    def __init__(self, cluster: Cluster, rank: int, row_seconds: float, seed: int) -> None:
+        compute = cluster.compute
+        self._row_seconds: float = row_seconds
+        self._step_seconds: float = compute.step_seconds
+        self._jitter: Any = compute.jitter
+        self._stream: random.Random = random.Random(seed_of(seed, "jitter", rank))
+        self._slow: list[tuple[float, float]] = sorted((s.at_seconds, s.factor) for s in compute.slow if s.worker == rank)
+
+    def step(self, rows: int, at: float) -> float:
+        """Seconds of a step that begins at a moment."""
+        seconds = self._step_seconds + rows * self._row_seconds
+        if self._jitter is not None:
+            seconds *= self._jitter(self._stream)
+        for since, factor in self._slow:
+            if at >= since:
+                seconds *= factor
+        return seconds
+
+
+def paces(cluster: Cluster, seed: int) -> list[Pace]:
+    """The pace of every worker."""
+    return [Pace(cluster, rank, each, seed) for rank, each in enumerate(cluster.row_seconds(seed))]
+
+
+def _deadlock(stuck: list[Member], members: list[Member]) -> str:
+    """Who waits in which call, and what the others did."""
+    waiting: dict[str, list[int]] = {}
+    for member in stuck:
+        assert member.waiting is not None
+        waiting.setdefault(member.waiting.what(), []).append(member.rank)
+    said = [f"{_named(ranks)} in {what}" for what, ranks in waiting.items()]
+    ended = [m.rank for m in members if m.alive and m.program is None]
+    rest = f"; {_named(ended)} {'has' if len(ended) == 1 else 'have'} ended" if ended else ""
+    return f"the strategy waits for ever: {'; '.join(said)}{rest}. All workers must make the same calls in the same order."
+
+
+def _named(ranks: list[int]) -> str:
+    shown = ", ".join(str(r) for r in ranks[:8]) + (f" and {len(ranks) - 8} more" if len(ranks) > 8 else "")
+    return f"worker {shown}" if len(ranks) == 1 else f"workers {shown}"
