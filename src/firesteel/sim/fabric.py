@@ -110,8 +110,10 @@ def steps(verb: str, algorithm: str, n: int) -> Iterator[Step]:
     elif algorithm == "ring":
         yield 2 * (n - 1), [(a, b, 1 / n) for a, b in ring]
     elif algorithm == "tree":
-        for pairs in _tree(n):
+        rounds = list(_tree(n))
+        for pairs in reversed(rounds):
             yield 1, [(b, a, 1.0) for a, b in pairs]
+        for pairs in rounds:
             yield 1, [(a, b, 1.0) for a, b in pairs]
     else:
         p = 1 << (n.bit_length() - 1)

@@ -28,7 +28,7 @@ from firesteel.net.protocol import Vec
 from firesteel.results import Kept, history_row, ipc, mark_of, rows, to_add_up
 from firesteel.sim.cluster import Cluster, Failure
 from firesteel.sim.gang import Circle, SimulatedGang
-from firesteel.sim.simulation import Member, Simulation, paces
+from firesteel.sim.simulation import Member, Simulation, paces, until
 from firesteel.sim.watching import Ticker
 from firesteel.stopping import HURRY
 from firesteel.worker import Worker
@@ -205,7 +205,7 @@ class GangRun:
         number = min(max(seat.points) for seat in self.seats)
         for seat in self.seats:
             assert seat.member is not None
-            seat.traces.append(_until(seat.member.trace.table(), failure.at_seconds))
+            seat.traces.append(until(seat.member.trace.table(), failure.at_seconds))
             del seat.marks[number:], seat.statistics[number:]
             point = seat.points[number]
             seat.worker.optimizer.state.clear()
@@ -324,11 +324,6 @@ def _alike(worker: Worker, first: Worker) -> None:
         for mine, theirs in [*pairs, *zip(worker.module.buffers(), first.module.buffers(), strict=True)]:
             if mine.data_ptr() != theirs.data_ptr():
                 mine.copy_(theirs)
-
-
-def _until(trace: pa.Table, seconds: float) -> pa.Table:
-    """What a worker that died had done: it may have computed ahead of the moment of its death."""
-    return trace.filter(pa.array([s <= seconds for s in trace["seconds"].to_pylist()]))
 
 
 def _named_error(rank: int, error: BaseException) -> None:

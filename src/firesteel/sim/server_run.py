@@ -24,7 +24,7 @@ from firesteel.net.serving import cut
 from firesteel.results import ipc, rows
 from firesteel.sim.center import Servers, SimulatedWorker
 from firesteel.sim.cluster import Cluster, Failure
-from firesteel.sim.simulation import Member, Simulation, paces
+from firesteel.sim.simulation import Member, Simulation, paces, until
 from firesteel.sim.watching import Ticker
 from firesteel.stopping import HURRY
 from firesteel.worker import Worker
@@ -131,8 +131,7 @@ class ServerRun:
         if member is None or seat.ended:
             return
         member.die()
-        trace = member.trace.table()
-        seat.traces.append(trace.filter(pa.array([s <= failure.at_seconds for s in trace["seconds"].to_pylist()])))
+        seat.traces.append(until(member.trace.table(), failure.at_seconds))
         for shard in range(len(self.servers.parts)):
             self.servers.leave(member, shard)
         if failure.back_seconds is not None:

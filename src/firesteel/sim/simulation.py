@@ -7,12 +7,14 @@ see posts in order of virtual time, whoever's program happened to run first.
 
 from __future__ import annotations
 
+import gc
 import heapq
 import math
 import random
 from collections.abc import Awaitable, Callable, Coroutine, Generator
 from typing import Any, TypeVar, final
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -57,12 +59,16 @@ class Simulation:
             StrategyError: programs wait for what never comes, forget an await, or never end.
         """
         queue = self._queue
-        while queue:
-            seconds, _, _, action = heapq.heappop(queue)
-            assert seconds >= self.now, "virtual time runs forwards"
-            self.now = seconds
-            self.count()
-            action()
+        gc.freeze()  # thousands of workers that no event can free: the collector need not walk them again and again
+        try:
+            while queue:
+                seconds, _, _, action = heapq.heappop(queue)
+                assert seconds >= self.now, "virtual time runs forwards"
+                self.now = seconds
+                self.count()
+                action()
+        finally:
+            gc.unfreeze()
         stuck = [m for m in self.members if m.program is not None and m.alive]
         if stuck:
             raise StrategyError(_deadlock(stuck, self.members))
@@ -262,6 +268,11 @@ class Pace:
 def paces(cluster: Cluster, seed: int) -> list[Pace]:
     """The pace of every worker."""
     return [Pace(cluster, rank, each, seed) for rank, each in enumerate(cluster.row_seconds(seed))]
+
+
+def until(trace: pa.Table, seconds: float) -> pa.Table:
+    """What a worker that died had done: it may have computed ahead of the moment of its death."""
+    return trace.filter(pa.array([s <= seconds for s in trace["seconds"].to_pylist()], pa.bool_()))
 
 
 def _deadlock(stuck: list[Member], members: list[Member]) -> str:
