@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -137,7 +139,7 @@ WIDTHS = (784, 512, 512, 10)
 def test_steps_of_data_and_model_parallelism(n):
     """The two formulas of the cost analysis, by the collectives that they stand for."""
     rows, flops, latency, beta = 64, 1e10, 1e-4, 4e-8
-    weights = sum(a * b for a, b in zip(WIDTHS, WIDTHS[1:], strict=False))
+    weights = sum(a * b for a, b in itertools.pairwise(WIDTHS))
     imagined = Cluster(n, Compute(0.0), Network(latency, 4 / beta))
     compute = 6 * weights * rows / (n * flops)
 

@@ -275,5 +275,5 @@ def test_server_verbs_need_a_server_and_gang_verbs_a_gang():
         await net.all_reduce(torch.zeros(1))
 
     assert "net.pull needs a server" in said(pulls)
-    with pytest.raises(StrategyError, match="net.all_reduce needs workers that meet"):
+    with pytest.raises(StrategyError, match=r"net\.all_reduce needs workers that meet"):
         served(Cluster(2), reduces, torch.zeros(1), AGN())
