@@ -138,9 +138,8 @@ class CenterProcess:
             if worker.plan.total_steps > done:
                 _ = drive(self.job.strategy.run(worker, net))
         except Diverged as error:
-            line = Caller(finder.find(self.store))
-            line.diverged({"worker": self.rank, "sequence": net.sequence, "why": str(error).split(". ")[0]})
-            line.close()
+            told = {"worker": self.rank, "sequence": net.sequence, "why": str(error).split(". ")[0]}
+            Caller(finder.find(self.store)).diverged(told)
         finally:
             net.close()
 

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import signal
 import socket
+import ssl
 import threading
 import time
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.flight as flight
 import pytest
 import torch
 
 import firesteel
 from firesteel import Downpour, Local, Server
+from firesteel.errors import Fenced, PeerLost
 from firesteel.net import wire
 from firesteel.net.center import Note, Rules
 from firesteel.net.client import Address, Caller, CenterNet
@@ -31,26 +31,28 @@ SIZE = 1000
 HOST = "127.0.0.1"
 
 
+def started(folder, params, certificate=None) -> Process:
+    serving = Serving(
+        Downpour(), params, torch.zeros(0), 4, 1, HOST, HOST, TOKEN, Rules(), ("", 0, ""), certificate, None, None, {}
+    )
+    found = Process(serving, 0, str(folder))
+    threading.Thread(target=found.serve, daemon=True).start()
+    return found
+
+
 @pytest.fixture
 def server(tmp_path):
-    serving = Serving(
-        Downpour(), torch.zeros(SIZE), torch.zeros(0), 4, 1, HOST, HOST, TOKEN, Rules(), ("", 0, ""), None, None, None, {}
-    )
-    found = Process(serving, 0, str(tmp_path))
-    threading.Thread(target=found.serve, daemon=True).start()
+    found = started(tmp_path, torch.zeros(SIZE))
     yield found
-    # Streams that a failed test has left open would keep it from ending, so nobody waits long for that.
-    ending = threading.Thread(target=found.shutdown, daemon=True)
-    ending.start()
-    ending.join(2)
+    found.shutdown()
 
 
 def address(server, token=TOKEN) -> Address:
-    return Address((f"grpc+tcp://127.0.0.1:{server.port}",), token, None)
+    return Address((f"127.0.0.1:{server.port}",), token, None)
 
 
-def net(server, rank=0, attempt=0, size=4) -> CenterNet:
-    found = CenterNet(rank, size, attempt, lambda: address(server), [slice(0, SIZE)], torch.float32, Trace(rank))
+def net(server, rank=0, attempt=0, size=4, numbers=SIZE) -> CenterNet:
+    found = CenterNet(rank, size, attempt, lambda: address(server), [slice(0, numbers)], torch.float32, Trace(rank))
     found.note = lambda: Note(1, found.sequence, 8, 8.0, 1.0, 0.0, 0.1, 0.1)
     return found
 
@@ -92,64 +94,65 @@ def test_a_push_may_be_changed_after_it_was_awaited(server):
     one.close()
 
 
-@pytest.mark.parametrize("token", ["", "another token", TOKEN + "x", TOKEN[:-1]])
+@pytest.mark.parametrize("token", ["", "another token", TOKEN + "x", TOKEN[:-1], "\ud800", None])
 def test_without_the_token_nothing_is_answered(server, token):
-    with pytest.raises(flight.FlightUnauthenticatedError):
+    with pytest.raises(wire.Refused, match="does not carry its token"):
         Caller(address(server, token)).stop()
-    client, options = address(server, token).connect(0)
-    with pytest.raises((flight.FlightUnauthenticatedError, flight.FlightInternalError)):
-        writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(b'{"worker": 0, "attempt": 0}'), options)
-        writer.begin(wire.schema(torch.float32))
-        reader.read_chunk()
-    assert not server.center.members
+    with pytest.raises(PeerLost, match="does not carry its token"):
+        CenterNet(0, 4, 0, lambda: address(server, token), [slice(0, SIZE)], torch.float32, Trace(0)).join()
+    assert not server.center.members and Caller(address(server)).status()["stopped"] is False
+
+
+NOTE = Note(1, 1, 8, 8.0, 1.0, 0.0, 0.1, 0.1)
+HELLO = {"worker": 0, "attempt": 0, "type": "float32"}
+
+
+def push(sequence=1, note=NOTE, count=SIZE, kind=wire.PUSH) -> bytes:
+    return wire.ask(kind, sequence, note, 4 * count) + np.ones(count, np.float32).tobytes()
 
 
 def messages():
-    """Requests that carry the token and are wrong in some other way: (command, schema, numbers, note)."""
-    good = json.dumps({"worker": 0, "attempt": 0}).encode()
-    f32 = wire.schema(torch.float32)
-    note = wire.push_note(1, Note(1, 1, 8, 8.0, 1.0, 0.0, 0.1, 0.1))
-    numbers = pa.record_batch([pa.array(np.ones(SIZE, np.float32))], schema=f32)
-    f64 = pa.schema([("x", pa.float64())])
-    nullable = pa.schema([("x", pa.float32())])
+    """Requests that carry the token and are wrong in some other way: (hello, what follows)."""
+    good = push()
     return {
-        "no JSON": (b"\x80\x04K\x00.", f32, numbers, note),
-        "a pickle": (b"cos\nsystem\n(S'true'\ntR.", f32, numbers, note),
-        "no worker": (b'{"attempt": 0}', f32, numbers, note),
-        "a worker that is not": (b'{"worker": 99, "attempt": 0}', f32, numbers, note),
-        "a note too short": (good, f32, numbers, note[:-1]),
-        "a note too long": (good, f32, numbers, note + b"x"),
-        "an empty note": (good, f32, numbers, b""),
-        "an unknown message": (good, f32, numbers, bytes([99]) + note[1:]),
-        "a push ahead of its turn": (good, f32, numbers, wire.push_note(5, Note(1, 1, 8, 8.0, 1.0, 0.0, 0.1, 0.1))),
-        "a push of number zero": (good, f32, numbers, wire.push_note(0, Note(1, 1, 8, 8.0, 1.0, 0.0, 0.1, 0.1))),
-        "impossible steps": (good, f32, numbers, wire.push_note(1, Note(-1, 1, 8, 8.0, 1.0, 0.0, 0.1, 0.1))),
-        "NaN for progress": (good, f32, numbers, wire.push_note(1, Note(1, 1, 8, 8.0, 1.0, 0.0, float("nan"), 0.1))),
-        "too few numbers": (good, f32, numbers.slice(0, SIZE - 1), note),
-        "too many numbers": (good, f32, pa.record_batch([pa.array(np.ones(SIZE + 1, np.float32))], schema=f32), note),
-        "other numbers": (good, f64, pa.record_batch([pa.array(np.ones(SIZE))], schema=f64), note),
-        "nulls": (good, nullable, pa.record_batch([pa.array([None] * SIZE, pa.float32())], schema=nullable), note),
-        "no numbers": (good, f32, None, note),
+        "no worker": ({"attempt": 0, "type": "float32"}, good),
+        "a worker that is not": (HELLO | {"worker": 99}, good),
+        "a worker that is no number": (HELLO | {"worker": [1]}, good),
+        "an attempt without end": (HELLO | {"attempt": 10**30}, good),
+        "other numbers": (HELLO | {"type": "float64"}, good),
+        "a type that is not": (HELLO | {"type": None}, good),
+        "an action that is not": (HELLO | {"action": "rm"}, good),
+        "a divergence of nobody": (HELLO | {"action": "diverged", "worker": None}, good),
+        "an unknown message": (HELLO, bytes([99]) + good[1:]),
+        "a message of the server": (HELLO, bytes([wire.CENTER]) + good[1:]),
+        "a push ahead of its turn": (HELLO, push(5)),
+        "a push of number zero": (HELLO, push(0)),
+        "impossible steps": (HELLO, push(note=NOTE._replace(steps=-1))),
+        "NaN for progress": (HELLO, push(note=NOTE._replace(epochs=float("nan")))),
+        "points without end": (HELLO, push(note=NOTE._replace(points=float("inf")))),
+        "too few numbers": (HELLO, push(count=SIZE - 1)),
+        "too many numbers": (HELLO, push(count=SIZE + 1)),
+        "far too many numbers": (HELLO, wire.ask(wire.PUSH, 1, NOTE, 2**62)),
+        "fewer than no numbers": (HELLO, wire.ask(wire.PUSH, 1, NOTE, -4)),
+        "no numbers": (HELLO, push(count=0)),
+        "a pull with numbers": (HELLO, push(kind=wire.PULL)),
+        "pushes elsewhere without end": (HELLO, wire.ask(wire.AGREE, 2**62)),
     }
 
 
 @pytest.mark.parametrize("name", messages())
 def test_malformed_messages_are_refused_and_change_nothing(server, name):
-    command, schema, numbers, note = messages()[name]
-    client, options = address(server).connect(0)
-    with pytest.raises((flight.FlightError, pa.ArrowInvalid, OSError)):
-        writer, reader = client.do_exchange(flight.FlightDescriptor.for_command(command), options)
-        writer.begin(schema)
-        if numbers is None:
-            writer.write_metadata(pa.py_buffer(note))
-        else:
-            writer.write_with_metadata(numbers, pa.py_buffer(note))
-        writer.done_writing()
-        while True:
-            try:
-                reader.read_chunk()
-            except StopIteration:
-                raise AssertionError("the server ended the stream without a word") from None
+    hello, message = messages()[name]
+    line = address(server).connect(0, hello, 5.0)
+    line.write(message)
+    with pytest.raises(wire.Refused):
+        line.read_answer()
+        line.read_answer()  # the first may be the welcome
+    line.close()
+    nothing_has_happened(server)
+
+
+def nothing_has_happened(server):
     assert server.center.version == 0 and not server.center.params.any()
     after = net(server, 1)
     after.join()
@@ -158,17 +161,41 @@ def test_malformed_messages_are_refused_and_change_nothing(server, name):
     after.close()
 
 
+@pytest.mark.parametrize(
+    "noise",
+    [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"\xff\xff\xff\xff",
+        b"\x04\x00\x00\x00\x80\x04K\x00",
+        b"\x02\x00\x00\x00[]",
+        b"\x00\x80\x00\x00" + b"[" * 2**15,
+    ],
+    ids=["HTTP", "a hello of 4 GB", "a pickle", "a list", "a deep list"],
+)
+def test_who_speaks_another_language_is_refused(server, noise):
+    with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
+        connection.sendall(noise)
+        connection.shutdown(socket.SHUT_WR)
+        assert b"Error: " in connection.recv(4096)
+    nothing_has_happened(server)
+
+
+@pytest.mark.parametrize("length", [1, 4, 40, 200, 4000])
+def test_half_a_push_is_not_merged(server, length):
+    line = address(server).connect(0, HELLO, 5.0)
+    line.read_answer()
+    line.write(push()[:length])
+    line.close()
+    nothing_has_happened(server)
+
+
 def test_a_client_that_does_not_read_holds_up_nobody(server):
     """It asks for centers and never takes them: its thread in the server blocks, the others' do not."""
-    slow_client, options = address(server).connect(0)
-    writer, _ = slow_client.do_exchange(flight.FlightDescriptor.for_command(b'{"worker": 3, "attempt": 0}'), options)
-    writer.begin(wire.schema(torch.float32))
-
-    def ask():
-        for _ in range(20_000):
-            writer.write_metadata(pa.py_buffer(wire.two(wire.PULL, 0, 0)))
-
-    threading.Thread(target=ask, daemon=True).start()
+    slow = address(server).connect(0, HELLO | {"worker": 3}, 5.0)
+    slow.read_answer()
+    asking = threading.Thread(target=lambda: flood(slow), daemon=True)
+    asking.start()
+    silent = [socket.create_connection(("127.0.0.1", server.port), 5) for _ in range(20)]  # they do not even say hello
     one = net(server)
     one.join()
     began = time.monotonic()
@@ -177,7 +204,94 @@ def test_a_client_that_does_not_read_holds_up_nobody(server):
         await_(one.pull())
     assert time.monotonic() - began < 10
     one.close()
-    slow_client.close()
+    slow.close()
+    asking.join(5)
+    for connection in silent:
+        connection.close()
+
+
+def flood(line):
+    line.wait_at_most(1.0)
+    with contextlib.suppress(OSError):
+        for _ in range(100_000):
+            line.write(wire.ask(wire.PULL))
+
+
+def test_a_connection_too_many_ends_no_server(server, monkeypatch):
+    start, failed = threading.Thread.start, []
+
+    def fail_once(thread):
+        if not failed and thread.name.endswith("(_meet)"):
+            failed.append(thread)
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", fail_once)
+    lost = socket.create_connection(("127.0.0.1", server.port), 5)
+    nothing_has_happened(server)
+    assert failed
+    lost.close()
+
+
+@pytest.mark.timeout(30)
+def test_a_push_may_follow_a_pull_that_nobody_has_awaited(tmp_path):
+    """Both are larger than what sockets hold: a worker that writes and a server that writes would wait for each other."""
+    numbers = 5_000_000
+    large = started(tmp_path, torch.zeros(numbers))
+    one, delta = net(large, numbers=numbers), torch.ones(numbers)
+    one.join()
+    before = one.pull()
+    first = one.exchange(delta)
+    await_(one.push(delta))
+    assert not await_(before).any()
+    assert torch.equal(await_(first), delta)
+    assert torch.equal(await_(one.pull()), 2 * delta)
+    one.close()
+    large.shutdown()
+
+
+def test_a_server_that_is_another_is_not_trusted(tmp_path):
+    from firesteel.net import certificates
+
+    ours, other = certificates.make(HOST), certificates.make(HOST)
+    elsewhere = certificates.make("127.0.0.9")
+    for number, (shown, trusted) in enumerate([(ours, other), (elsewhere, elsewhere)]):
+        (tmp_path / str(number)).mkdir()
+        found = started(tmp_path / str(number), torch.zeros(SIZE), shown)
+        with pytest.raises(ssl.SSLCertVerificationError):
+            Caller(Address((f"127.0.0.1:{found.port}",), TOKEN, trusted[0])).stop()
+        Caller(Address((f"127.0.0.1:{found.port}",), TOKEN, ours[0])).stop() if shown is ours else None
+        with pytest.raises((OSError, wire.Refused)):
+            Caller(address(found)).stop()  # without TLS
+        found.shutdown()
+
+
+def test_a_certificate_may_be_trusted_itself(tmp_path):
+    """Not only who signed it: `TLS(certificate, key)` without a root."""
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    from firesteel.net import certificates
+
+    certificate, key = certificates.make(HOST)
+    mine = x509.load_pem_x509_certificate(certificate)
+    authority = ec.generate_private_key(ec.SECP256R1())
+    signed = (
+        x509.CertificateBuilder()
+        .subject_name(mine.subject)
+        .issuer_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "an authority")]))
+        .public_key(mine.public_key())
+        .serial_number(1)
+        .not_valid_before(mine.not_valid_before_utc)
+        .not_valid_after(mine.not_valid_after_utc)
+        .add_extension(mine.extensions.get_extension_for_class(x509.SubjectAlternativeName).value, critical=False)
+        .sign(authority, hashes.SHA256())
+        .public_bytes(serialization.Encoding.PEM)
+    )
+    found = started(tmp_path, torch.zeros(SIZE), (signed, key))
+    assert Caller(Address((f"127.0.0.1:{found.port}",), TOKEN, signed)).status()["joined"] == 0
+    found.shutdown()
 
 
 def test_it_listens_at_its_own_address_only(server):
@@ -188,8 +302,6 @@ def test_it_listens_at_its_own_address_only(server):
 
 
 def test_an_attempt_that_was_replaced_is_told_so(server):
-    from firesteel.errors import Fenced
-
     old = net(server)
     old.join()
     await_(old.push(torch.ones(SIZE)))

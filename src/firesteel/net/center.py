@@ -12,11 +12,12 @@ at which that begins, and whatever the older attempt still sends is refused. So 
 from __future__ import annotations
 
 import math
-from array import array
+import struct
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NamedTuple, final
 
+import numpy as np
 import pyarrow as pa
 import torch
 
@@ -27,6 +28,10 @@ KINDS = ("join", "pull", "push", "lost", "leave")
 _NUMBER = {kind: i for i, kind in enumerate(KINDS)}
 _WHOLE = ("worker", "attempt", "sequence", "version", "staleness", "steps", "steps_done", "rows", "bytes", "told")
 _REAL = ("seconds", "weight", "loss_sum", "waited_seconds", "distance", "scaling")
+_EVENT = struct.Struct(f"<b{len(_WHOLE)}q{len(_REAL)}d")
+_EVENTS = np.dtype([("kind", "i1"), *((name, "<i8") for name in _WHOLE), *((name, "<f8") for name in _REAL)])
+
+_MANY = 2**20  # attempts of a worker, and pushes that one shard may lack: more is nonsense
 
 LOG = pa.schema(
     [
@@ -82,25 +87,6 @@ class _Member:
 
 
 @final
-@dataclass
-class _Log:
-    kinds: array[int] = field(default_factory=lambda: array("b"))
-    whole: array[int] = field(default_factory=lambda: array("q"))
-    real: array[float] = field(default_factory=lambda: array("d"))
-
-    def add(self, kind: str, whole: tuple[int, ...], real: tuple[float, ...]) -> None:
-        self.kinds.append(_NUMBER[kind])
-        self.whole.extend(whole)
-        self.real.extend(real)
-
-    def table(self) -> pa.Table:
-        names = pa.array(KINDS).take(pa.array(self.kinds, pa.int8()))
-        whole = [pa.array(self.whole[i :: len(_WHOLE)], pa.int64()) for i in range(len(_WHOLE))]
-        real = [pa.array(self.real[i :: len(_REAL)], pa.float64()) for i in range(len(_REAL))]
-        return pa.table([names, *whole, *real], schema=LOG)
-
-
-@final
 class Center:
     """One shard of the center. Calls must come one at a time; whoever serves it holds a lock."""
 
@@ -131,7 +117,7 @@ class Center:
         self._scratch: Vec | None = None
         self._sums: dict[str, float] = {"epochs": 0.0, "points": 0.0}  # over the workers' newest notes
         self._without: int = 0  # workers that have left without a push
-        self._log: _Log = _Log()
+        self._log: bytearray = bytearray()  # packed events
         self.totals: dict[str, float] = {"samples": 0, "weight": 0.0, "loss_sum": 0.0, "bytes": 0, "waited": 0.0, "steps": 0}
 
     # ---- what workers ask for ----------------------------------------------------------------------------------------
@@ -140,6 +126,8 @@ class Center:
         """A worker begins, or begins again; returns (its pushes so far, its steps at the last of them)."""
         if not 0 <= worker < self._size:
             raise UsageError(f"there is no worker {worker} in a run of {self._size}.")
+        if not 0 <= attempt < _MANY:
+            raise UsageError(f"worker {worker} has no attempt {attempt}.")
         member = self.members.get(worker)
         if member is None:
             member = self.members[worker] = _Member(attempt)
@@ -155,6 +143,8 @@ class Center:
     def agree(self, worker: int, attempt: int, sequence: int, steps_done: int, seconds: float) -> None:
         """Other shards have merged the worker's pushes up to `sequence`: what is missing here is lost."""
         member = self._member(worker, attempt)
+        if sequence - member.sequence > _MANY:
+            raise UsageError(f"worker {worker} has pushed {member.sequence} times here, and {sequence} times elsewhere?")
         while member.sequence < sequence:
             member.sequence += 1
             self._event("lost", worker, member, seconds, steps_done=steps_done)
@@ -268,7 +258,9 @@ class Center:
 
     def table(self) -> pa.Table:
         """The log so far, with the columns of `LOG`."""
-        return self._log.table()
+        events = np.frombuffer(bytes(self._log), _EVENTS)
+        numbers = [pa.array(events[name].copy()) for name in (*_WHOLE, *_REAL)]
+        return pa.table([pa.array(KINDS).take(pa.array(events["kind"].copy())), *numbers], schema=LOG)
 
     def mark(self, seconds: float) -> dict[str, float]:
         return {"seconds": seconds, "epoch": self.progress("epochs"), "version": self.version, **self.totals}
@@ -334,4 +326,4 @@ class Center:
         real: tuple[float, ...] = (0.0, 0.0, 0.0, math.nan, math.nan),
     ) -> None:
         whole = (worker, member.attempt, member.sequence, self.version, staleness, steps, steps_done, rows, sent, told)
-        self._log.add(kind, whole, (seconds, *real))
+        self._log += _EVENT.pack(_NUMBER[kind], *whole, seconds, *real)

@@ -6,12 +6,11 @@ import contextlib
 import json
 import threading
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
-import pyarrow as pa
-import pyarrow.flight as flight
 import torch
 from torch import Tensor
 
@@ -23,7 +22,7 @@ from firesteel.net.protocol import Net, Op, Vec, WireType
 from firesteel.trace import Trace
 
 T = TypeVar("T")
-_GONE = (flight.FlightUnavailableError, flight.FlightTimedOutError, flight.FlightCancelledError, flight.FlightInternalError)
+_CONNECT_SECONDS = 20.0
 
 
 @final
@@ -32,53 +31,49 @@ class Address:
     """Where the servers of a run are, and how to come in."""
 
     locations: tuple[str, ...]
-    """One for each shard."""
+    """One for each shard, host:port."""
     token: str
     root: bytes | None
     """The certificate to trust, PEM; None without TLS."""
 
-    def connect(self, shard: int) -> tuple[Any, Any]:
-        """A client and the options of its calls."""
-        trust = {"tls_root_certs": self.root} if self.root else {}
-        client = flight.connect(self.locations[shard], **trust)
-        return client, flight.FlightCallOptions(headers=[(b"authorization", f"Bearer {self.token}".encode())])
+    def connect(self, shard: int, told: dict[str, Any], seconds: float) -> wire.Line:
+        """A line on which the server has been told who comes."""
+        line = wire.connect(self.locations[shard], self.root, seconds)
+        line.write_hello({"token": self.token, **told})
+        return line
 
 
 @final
 class _Link:
     """The stream to one shard."""
 
-    def __init__(self, address: Address, shard: int, worker: int, attempt: int, schema: pa.Schema) -> None:
-        self.schema: pa.Schema = schema
-        self._client, options = address.connect(shard)
-        told = json.dumps({"worker": worker, "attempt": attempt}).encode()
-        self._writer, self._reader = self._client.do_exchange(flight.FlightDescriptor.for_command(told), options)
-        self._writer.begin(schema)
-        welcome = self._reader.read_chunk().app_metadata.to_pybytes()
-        self.sequence, self.steps_done = wire.read_two(welcome)
+    def __init__(self, address: Address, shard: int, worker: int, attempt: int, dtype: torch.dtype) -> None:
+        told = {"worker": worker, "attempt": attempt, "type": wire.name(dtype)}
+        self._line: wire.Line = address.connect(shard, told, _CONNECT_SECONDS)
+        try:
+            self.sequence, self.steps_done = self._line.read_answer()
+        except BaseException:
+            self._line.close()
+            raise
+        self._line.wait_at_most(None)
 
-    def say(self, note: bytes) -> None:
-        self._writer.write_metadata(pa.py_buffer(note))
+    def say(self, head: bytes) -> None:
+        self._line.write(head)
 
-    def push(self, note: bytes, numbers: Tensor) -> None:
-        self._writer.write_with_metadata(wire.batch(numbers, self.schema), pa.py_buffer(note))
+    def push(self, kind: int, sequence: int, note: Note, numbers: Tensor) -> None:
+        raw = wire.raw(numbers)
+        self._line.write(wire.ask(kind, sequence, note, len(raw)), raw)
 
-    def center(self) -> tuple[int, Tensor]:
-        chunk = self._reader.read_chunk()
-        _, said = wire.read_two(chunk.app_metadata.to_pybytes())
-        return said, wire.tensor(chunk.data, self.schema)
+    def center(self, into: Tensor) -> int:
+        _, said = self._line.read_answer()
+        self._line.read(wire.raw(into))
+        return said
 
     def close(self) -> None:
-        with contextlib.suppress(Exception):
-            self._writer.write_metadata(pa.py_buffer(wire.two(wire.LEAVE, 0, 0)))
-            self._writer.done_writing()
-            with contextlib.suppress(StopIteration):
-                while True:
-                    _ = self._reader.read_chunk()  # until the server has hung up: it has merged everything by then
-        with contextlib.suppress(Exception):
-            self._writer.close()
-        with contextlib.suppress(Exception):
-            self._client.close()
+        with contextlib.suppress(OSError):
+            self._line.write(wire.ask(wire.LEAVE))
+            self._line.drain()  # until the server has hung up: it has merged everything by then
+        self._line.close()
 
 
 @final
@@ -107,11 +102,13 @@ class CenterNet:
         self._attempt: int = attempt
         self._find: Callable[[], Address] = find
         self._parts: Sequence[slice] = parts
-        self._schema: pa.Schema = wire.schema(dtype)
+        self._dtype: torch.dtype = dtype
+        self._length: int = parts[-1].stop
         self._restart_seconds: float = restart_seconds
         self._device: torch.device = device or torch.device("cpu")
-        self._last: tuple[bytes, list[Tensor]] | None = None  # the newest push: sent again to a server that lost it
+        self._last: tuple[Note, list[Tensor]] | None = None  # the newest push: sent again to a server that lost it
         self._outstanding: int = 0  # centers asked for and not yet here
+        self._here: deque[tuple[bool, Vec]] = deque()  # centers that came before they were awaited
         self._links: list[_Link] = []
 
     def join(self) -> int:
@@ -124,14 +121,15 @@ class CenterNet:
             link.close()
         self._links = []
         for shard in range(len(self._parts)):
-            self._links.append(_Link(address, shard, self.rank, self._attempt, self._schema))
+            self._links.append(_Link(address, shard, self.rank, self._attempt, self._dtype))
         newest = max([self.sequence, *(link.sequence for link in self._links)])
         for shard, link in enumerate(self._links):
             if self._last is not None and link.sequence == newest - 1 and newest == self.sequence:
                 note, parts = self._last
-                link.push(note, parts[shard])  # all it lacks is the newest push, which is still at hand
+                link.push(wire.PUSH, newest, note, parts[shard])  # all it lacks is the newest push, which is still at hand
             elif link.sequence < newest:
-                link.say(wire.two(wire.AGREE, newest, max(other.steps_done for other in self._links)))
+                done = max(other.steps_done for other in self._links)
+                link.say(wire.ask(wire.AGREE, newest, wire.NOTHING._replace(steps_done=done)))
         self.sequence = newest
         for _ in range(self._outstanding):
             self._ask()
@@ -144,64 +142,67 @@ class CenterNet:
         return Pending(self._centers, self.trace, "pull", 0)
 
     def push(self, delta: Vec) -> Awaitable[None]:
-        # A copy: the transport may still be reading when the strategy has its tensor back.
-        self._send(delta.detach().cpu().clone(), wire.PUSH)
+        self._send(delta, wire.PUSH)
         return Pending(lambda: None, self.trace, "push", delta.numel() * delta.element_size())
 
     def exchange(self, delta: Vec) -> Awaitable[Vec]:
-        # No copy: the center comes when all was read. Only a server that may come back needs one, to hear it again.
-        delta = delta.detach().cpu()
-        self._outstanding += 1
-        self._send(delta.clone() if self._restart_seconds else delta, wire.EXCHANGE)
+        self._send(delta, wire.EXCHANGE)
         return Pending(self._centers, self.trace, "exchange", delta.numel() * delta.element_size())
 
     def _send(self, delta: Vec, kind: int) -> None:
+        while self._outstanding:  # a server that writes does not read: both would wait for the other
+            self._here.append(self._meeting_again(self._read, self._read))
+        self._outstanding += kind == wire.EXCHANGE
         self.sequence += 1
-        note = self.note()
+        sequence, note = self.sequence, self.note()
+        # No copy: the system has all of it when this returns. Only a server that may come back needs one, to hear it again.
+        delta = delta.detach().cpu().contiguous()
+        delta = delta.clone() if self._restart_seconds else delta
         parts = [delta] if len(self._parts) == 1 else [delta[part] for part in self._parts]
         statistics = self.statistics().cpu()
         if statistics.numel():
             parts[0] = torch.cat([parts[0], statistics])
         if self._restart_seconds:
-            self._last = wire.push_note(self.sequence, note), parts
-        text = wire.push_note(self.sequence, note, kind)
+            self._last = note, parts
 
         def send() -> None:
             for link, part in zip(self._links, parts, strict=True):
-                link.push(text, part)
+                link.push(kind, sequence, note, part)
 
         self._meeting_again(send, lambda: None)
 
     def _ask(self) -> None:
         for link in self._links:
-            link.say(wire.two(wire.PULL, 0, 0))
+            link.say(wire.ask(wire.PULL))
+
+    def _read(self) -> tuple[bool, Vec]:
+        """The next center, and whether to stop."""
+        center = torch.empty(self._length, dtype=self._dtype)
+        said = [link.center(center[part]) for link, part in zip(self._links, self._parts, strict=True)]
+        self._outstanding -= 1
+        return any(said), center
 
     def _centers(self) -> Vec:
-        def read() -> list[tuple[int, Tensor]]:
-            return [link.center() for link in self._links]
-
-        found = self._meeting_again(read, read)
-        self._outstanding -= 1
-        if any(said for said, _ in found):
+        stop, center = self._here.popleft() if self._here else self._meeting_again(self._read, self._read)
+        if stop:
             self.on_stop()
-        whole = found[0][1] if len(found) == 1 else torch.cat([part for _, part in found])
-        return whole.to(self._device)
+        return center.to(self._device)
 
     def _meeting_again(self, call: Callable[[], T], repeat: Callable[[], T]) -> T:
         """Call; where a server has gone and may come back, wait for it, meet it again (which sends it the newest push if it
         lacks that, and asks again for what was asked), and call `repeat` instead."""
         try:
             return call()
-        except (*_GONE, StopIteration, OSError, flight.FlightServerError) as error:
-            if not self._restart_seconds or isinstance(error, flight.FlightServerError):
+        except (OSError, wire.Refused) as error:
+            if not self._restart_seconds or isinstance(error, wire.Refused):
                 raise _told(error) from None
         until = time.monotonic() + self._restart_seconds
         while True:
             try:
                 self._connect(self._find())  # waits for the new address
                 return repeat()
-            except (*_GONE, StopIteration, OSError, flight.FlightServerError) as error:
-                if time.monotonic() > until or isinstance(error, flight.FlightServerError):
+            except (OSError, wire.Refused) as error:
+                if time.monotonic() > until or isinstance(error, wire.Refused):
                     raise _told(error) from None
                 _ = threading.Event().wait(0.05)  # the old address is all there is until the server is back
 
@@ -242,12 +243,11 @@ class CenterNet:
         return default
 
 
-def _told(error: BaseException) -> ClusterError:
+def _told(error: OSError | wire.Refused) -> ClusterError:
     """A lost server as an error of ours, which is never the root cause: the caller knows more about its servers."""
-    said = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if not isinstance(error, flight.FlightServerError):
-        return PeerLost(f"the server is gone: {said}")
-    return Fenced(said) if Fenced.__name__ in said else PeerLost(f"the server refused: {said}")
+    if isinstance(error, wire.Refused):
+        return Fenced(str(error)) if str(error).startswith(Fenced.__name__) else PeerLost(f"the server refused: {error}")
+    return PeerLost(f"the server is gone: {error}")
 
 
 def _no_gang(verb: str) -> StrategyError:
@@ -258,21 +258,23 @@ def _no_gang(verb: str) -> StrategyError:
 
 @final
 class Caller:
-    """The caller's line to the servers."""
+    """The caller's line to the servers: one connection for each request."""
 
     def __init__(self, address: Address) -> None:
-        self._lines: list[tuple[Any, Any]] = [address.connect(shard) for shard in range(len(address.locations))]
         self._address: Address = address
 
-    def _do(self, shard: int, action: str, body: bytes = b"", seconds: float = 5.0) -> list[bytes]:
-        client, _ = self._lines[shard]
-        headers = [(b"authorization", f"Bearer {self._address.token}".encode())]
-        options = flight.FlightCallOptions(timeout=seconds, headers=headers)
-        return [r.body.to_pybytes() for r in client.do_action(flight.Action(action, body), options)]
+    def _do(self, action: str, seconds: float = 5.0, **more: Any) -> list[str]:
+        """What each shard answers."""
+        found: list[str] = []
+        for shard in range(len(self._address.locations)):
+            line = self._address.connect(shard, {"action": action, **more}, seconds)
+            with contextlib.closing(line):
+                found.append(line.read_text(line.read_answer()[0]))
+        return found
 
     def status(self) -> dict[str, Any]:
         """Shard 0's, which knows of every push; a divergence seen by any shard is told to all."""
-        found = [json.loads(self._do(shard, "status")[0]) for shard in range(len(self._lines))]
+        found = [json.loads(text) for text in self._do("status")]
         for other in found:
             if other["diverged"] and not all(f["diverged"] for f in found):
                 self.diverged(other["diverged"])
@@ -280,18 +282,10 @@ class Caller:
         return found[0]
 
     def stop(self) -> None:
-        for shard in range(len(self._lines)):
-            _ = self._do(shard, "stop")
+        _ = self._do("stop")
 
     def diverged(self, told: dict[str, Any]) -> None:
-        for shard in range(len(self._lines)):
-            _ = self._do(shard, "diverged", json.dumps(told).encode())
+        _ = self._do("diverged", **told)
 
     def finish(self) -> None:
-        for shard in range(len(self._lines)):
-            with contextlib.suppress(flight.FlightError, OSError):  # it ends so soon that its answer may not arrive
-                _ = self._do(shard, "finish", seconds=60.0)
-
-    def close(self) -> None:
-        for client, _ in self._lines:
-            client.close()
+        _ = self._do("finish", 60.0)

@@ -17,7 +17,6 @@ from typing import Any, final
 import cloudpickle
 import numpy as np
 import pyarrow as pa
-import pyarrow.flight as flight
 import torch
 
 from firesteel.checkpoint import Board, Folder, pack, unpack
@@ -28,6 +27,7 @@ from firesteel.net.center import Rules
 from firesteel.net.client import Address, Caller
 from firesteel.net.protocol import Vec
 from firesteel.net.serving import Serving, cut
+from firesteel.net.wire import Refused
 from firesteel.nursery import Nursery
 from firesteel.results import by_part, ipc, rows
 from firesteel.server import TLS, Server
@@ -153,14 +153,13 @@ class Hosts:
                 raise ClusterError(f"server {number} of the center was ended by {why}.{hint}")
             self.restarts += 1
             self._start(number)
-            self._caller.close()
             self._caller = Caller(self._wait_for(number))
         try:
             found = self._caller.status()
-        except (flight.FlightError, OSError, IndexError) as error:
+        except (OSError, Refused) as error:
             self._missed += 1
             if self._missed > 3:
-                raise ClusterError(f"the server of the center does not answer: {str(error).splitlines()[0]}") from None
+                raise ClusterError(f"the server of the center does not answer: {error}") from None
             return None
         self._missed = 0
         return found
@@ -197,7 +196,7 @@ class Hosts:
 
     def stop(self) -> None:
         """Ask for the end: workers learn it at their next pull."""
-        with contextlib.suppress(flight.FlightError, OSError):
+        with contextlib.suppress(OSError, Refused):
             self._caller.stop()
 
     def collect(self) -> Collected:
@@ -206,8 +205,8 @@ class Hosts:
         Raises:
             ClusterError: a server has died at the very end, and what it held with it.
         """
-        self._caller.finish()
-        self._caller.close()
+        with contextlib.suppress(OSError, Refused):  # a server that is gone has left no files, which is told below
+            self._caller.finish()
         shards, folder = range(self._serving.shards), self._folder.name
         for n in shards:
             if not Path(folder, f"log-{n}").exists():

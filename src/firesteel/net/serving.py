@@ -1,7 +1,7 @@
-"""A server process: one shard of the center behind Arrow Flight.
+"""A server process: one shard of the center behind a TCP socket.
 
-Each worker has a stream and a thread of its own; merging takes a lock, reading and writing sockets does not, so a slow or
-dead worker holds up nobody. Requests without the run's token never reach a handler.
+Each connection has a thread of its own; merging takes a lock, reading and writing sockets does not, so a slow or dead worker
+holds up nobody. A connection that does not begin with the run's token is not served.
 """
 
 from __future__ import annotations
@@ -12,7 +12,10 @@ import json
 import os
 import pickle
 import signal
+import socket
+import ssl
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -21,15 +24,16 @@ from pathlib import Path
 from typing import Any, NoReturn, final
 
 import pyarrow as pa
-import pyarrow.flight as flight
 import torch
 
 from firesteel.checkpoint import Folder, pack, unpack
-from firesteel.errors import FiresteelError, UsageError
+from firesteel.errors import UsageError
 from firesteel.net import wire
 from firesteel.net.center import Center, Rules
 from firesteel.net.meeting import open_store
 from firesteel.net.protocol import Vec
+
+_HELLO_SECONDS = 10.0  # for TLS and the token
 
 
 @final
@@ -66,43 +70,27 @@ def cut(size: int, shards: int) -> list[slice]:
     return [slice(size * i // shards, size * (i + 1) // shards) for i in range(shards)]
 
 
-# ---- who may come in -------------------------------------------------------------------------------------------------
-
-
 @final
-class _Gate(flight.ServerMiddlewareFactory):
-    def __init__(self, token: str) -> None:
-        super().__init__()
-        self._expected: bytes = f"Bearer {token}".encode()
-
-    def start_call(self, info: Any, headers: dict[str, list[str]]) -> None:
-        given = headers.get("authorization", [""])[0]
-        if not hmac.compare_digest(given.encode(), self._expected):
-            raise flight.FlightUnauthenticatedError("this server serves one run, and the call does not carry its token")
-
-
-# ---- the server ------------------------------------------------------------------------------------------------------
-
-
-@final
-class Server(flight.FlightServerBase):
+class Server:
     """One shard. `number` 0 also holds the running statistics."""
 
     def __init__(self, serving: Serving, number: int, folder: str) -> None:
-        where = f"[{serving.bind}]:0" if ":" in serving.bind else f"{serving.bind}:0"
-        tls = {"tls_certificates": [serving.certificate]} if serving.certificate else {}
-        scheme = "grpc+tls" if serving.certificate else "grpc"
-        super().__init__(f"{scheme}://{where}", middleware={"gate": _Gate(serving.token)}, **tls)
+        family = socket.AF_INET6 if ":" in serving.bind else socket.AF_INET
+        self._listener: socket.socket = socket.create_server((serving.bind, 0), family=family, backlog=1024)
+        self.port: int = self._listener.getsockname()[1]
+        self._tls: ssl.SSLContext | None = _tls(folder, *serving.certificate) if serving.certificate else None
+        self._token: bytes = serving.token.encode()
         self._serving: Serving = serving
         self._number: int = number
         self._folder: str = folder
         own = serving.params[cut(serving.params.numel(), serving.shards)[number]].clone()
         statistics = None if number else serving.statistics
-        self._schema: pa.Schema = wire.schema(own.dtype)
+        self._type: str = wire.name(own.dtype)
         sys.setswitchinterval(1e-4)  # streams are short of breath: at Python's 5 ms one would wait for another's turn to end
-        self._changed: threading.Condition = threading.Condition()
-        size = own.numel() + (0 if statistics is None else statistics.numel())
-        self._kept, self._marks = _files(folder, number, size * own.element_size())
+        self._lock: threading.Lock = threading.Lock()
+        self._changed: threading.Condition = threading.Condition(self._lock)
+        self._numbers: int = own.numel() + (0 if statistics is None else statistics.numel())
+        self._kept, self._marks = _files(folder, number, self._numbers * own.element_size())
         self.center: Center = Center(own, serving.strategy, serving.workers, statistics, serving.rules, self._keep)
         self._bounded: bool = serving.rules.max_ahead is not None
         self._zero: float | None = None
@@ -126,59 +114,90 @@ class Server(flight.FlightServerBase):
             self._zero = now
         return now - self._zero
 
+    # ---- who comes in ------------------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Take connections until `shutdown`."""
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+                threading.Thread(target=self._meet, args=(connection,), daemon=True).start()
+            except (OSError, RuntimeError):
+                if self._listener.fileno() < 0:
+                    return
+                time.sleep(0.05)  # too many files or threads at once; connections without the token go soon
+
+    def shutdown(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes the thread that waits there
+        self._listener.close()
+
+    def _meet(self, connection: socket.socket) -> None:
+        """A connection's whole life. Whatever it does wrong ends it, and nothing else."""
+        line = None
+        try:
+            connection.settimeout(_HELLO_SECONDS)
+            line = wire.Line(self._tls.wrap_socket(connection, server_side=True) if self._tls else connection)
+            told = line.read_hello()
+            if not hmac.compare_digest(str(told.get("token")).encode(errors="replace"), self._token):
+                raise UsageError("this server serves one run, and the call does not carry its token.")
+            if "action" in told:
+                self._answer(line, told)
+            else:
+                self._exchange(line, told)
+        except Exception as error:
+            if line is not None:  # if it has gone, the words are lost
+                line.refuse(f"{type(error).__name__}: {error}")
+        finally:
+            connection.close()
+            if line is not None:
+                line.close()
+
     # ---- a worker's stream -------------------------------------------------------------------------------------------
 
-    def do_exchange(self, context: Any, descriptor: Any, reader: Any, writer: Any) -> None:
-        worker, attempt = _who(descriptor)
-        center, changed = self.center, self._changed
-        with changed:
-            try:
-                sequence, steps_done = center.join(worker, attempt, self._seconds())
-            except _BAD as error:
-                raise _refusal(error) from None
+    def _exchange(self, line: wire.Line, told: dict[str, Any]) -> None:
+        worker, attempt = int(told["worker"]), int(told["attempt"])
+        if told["type"] != self._type:
+            raise UsageError(f"numbers of type {told['type']} for parameters of type {self._type}.")
+        center, lock = self.center, self._lock
+        with lock:
+            sequence, steps_done = center.join(worker, attempt, self._seconds())
         try:
-            writer.begin(self._schema)
-            writer.write_metadata(pa.py_buffer(wire.two(wire.WELCOME, sequence, steps_done)))
-            buffers = [torch.empty_like(center.params) for _ in range(2)]  # one in the wire, one to fill
-            batches = {id(b): wire.batch(b, self._schema) for b in buffers}
+            line.wait_at_most(None)
+            line.write(wire.answer(wire.WELCOME, sequence, steps_done))
+            # Two buffers, for the worker's last pull and for what comes next: first its push, then, as that is hot in the
+            # processor's cache, the center that goes back.
+            size = center.params.numel()
+            buffers = [torch.empty(self._numbers, dtype=center.params.dtype) for _ in range(2)]
+            last, spare = [(b, wire.raw(b), b[:size], wire.raw(b[:size])) for b in buffers]
             while True:
-                try:
-                    chunk = reader.read_chunk()
-                except StopIteration:
+                kind, follow, sequence, note = line.read_ask()
+                if follow != (len(spare[1]) if kind in (wire.PUSH, wire.EXCHANGE) else 0):
+                    raise UsageError(f"a message of kind {kind} with {follow} bytes of numbers.")
+                if follow:
+                    line.read(spare[1])
+                if kind in (wire.PUSH, wire.EXCHANGE):
+                    with lock:
+                        _ = center.push(worker, attempt, sequence, note, spare[0], self._seconds())
+                        if self._bounded:
+                            self._changed.notify_all()
+                if kind in (wire.PULL, wire.EXCHANGE):
+                    with lock:
+                        while self._bounded and center.must_wait(worker) and not self._halted():
+                            _ = self._changed.wait(1.0)
+                        said = wire.DIVERGED if center.diverged else wire.STOPPED if self._halted() else 0
+                        version = center.pull(worker, attempt, self._seconds(), spare[2], said)
+                    line.write(wire.answer(wire.CENTER, version, said), spare[3])
+                    last, spare = spare, last
+                elif kind == wire.AGREE:
+                    with lock:
+                        center.agree(worker, attempt, sequence, note.steps_done, self._seconds())
+                elif kind == wire.LEAVE:
                     return
-                if chunk.app_metadata is None or not len(chunk.app_metadata):
-                    raise flight.FlightServerError("a message without a note")
-                note = chunk.app_metadata.to_pybytes()
-                kind = note[0]
-                try:
-                    if kind == wire.PUSH or kind == wire.EXCHANGE:
-                        number, what = wire.read_push(note)
-                        delta = wire.tensor(chunk.data, self._schema)
-                        with changed:
-                            _ = center.push(worker, attempt, number, what, delta, self._seconds())
-                            if self._bounded:
-                                changed.notify_all()
-                    if kind == wire.PULL or kind == wire.EXCHANGE:
-                        buffers.reverse()
-                        with changed:
-                            while self._bounded and center.must_wait(worker) and not self._halted():
-                                _ = changed.wait(1.0)
-                            said = wire.DIVERGED if center.diverged else wire.STOPPED if self._halted() else 0
-                            version = center.pull(worker, attempt, self._seconds(), buffers[0], said)
-                        writer.write_with_metadata(batches[id(buffers[0])], pa.py_buffer(wire.two(wire.CENTER, version, said)))
-                    elif kind == wire.AGREE:
-                        with changed:
-                            center.agree(worker, attempt, *wire.read_two(note), self._seconds())
-                    elif kind == wire.LEAVE:
-                        return
-                    elif kind != wire.PUSH:
-                        raise UsageError(f"a message of unknown kind {kind}.")
-                except _BAD as error:
-                    raise _refusal(error) from None
         finally:
-            with changed:
+            with lock:
                 center.leave(worker, attempt, self._seconds())
-                changed.notify_all()
+                self._changed.notify_all()
 
     def _halted(self) -> bool:
         limit = self._serving.max_seconds
@@ -188,29 +207,27 @@ class Server(flight.FlightServerBase):
 
     # ---- the caller's side -------------------------------------------------------------------------------------------
 
-    def do_action(self, context: Any, action: Any) -> Any:
-        if action.type == "status":
-            with self._changed:
-                text = json.dumps(self._status())
-            return [flight.Result(pa.py_buffer(text.encode()))]
-        if action.type == "stop":
-            with self._changed:
+    def _answer(self, line: wire.Line, told: dict[str, Any]) -> None:
+        action = told["action"]
+        text = b""
+        if action == "status":
+            with self._lock:
+                text = json.dumps(self._status()).encode()
+        elif action == "stop":
+            with self._lock:
                 self._stop = True
                 self._changed.notify_all()
-            return []
-        if action.type == "diverged":
-            try:
-                told = json.loads(action.body.to_pybytes())
-                with self._changed:
-                    self.center.roll_back(int(told["worker"]), int(told["sequence"]), str(told["why"]))
-                    self._changed.notify_all()
-            except _BAD as error:
-                raise _refusal(error) from None
-            return []
-        if action.type == "finish":
+        elif action == "diverged":
+            with self._lock:
+                self.center.roll_back(int(told["worker"]), int(told["sequence"]), str(told["why"]))
+                self._changed.notify_all()
+        elif action == "finish":
             self._finish()
-            return []
-        raise flight.FlightServerError(f"there is no action {action.type!r}")
+        else:
+            raise UsageError(f"there is no action {action!r}.")
+        line.write(wire.answer(wire.DONE, len(text), 0), text)
+        if action == "finish":
+            self._finished.set()
 
     def _status(self) -> dict[str, Any]:
         center = self.center
@@ -245,7 +262,7 @@ class Server(flight.FlightServerBase):
         serving = self._serving
         assert serving.run_dir is not None
         with self._writing:  # so that an older one never comes after a newer one
-            with self._changed:
+            with self._lock:
                 tensors, plain = self.center.snapshot()
                 plain |= {"seconds": self._seconds(), "run": serving.store[2], "settings": serving.settings}
                 data = pack(tensors, plain)
@@ -253,7 +270,7 @@ class Server(flight.FlightServerBase):
                 Folder(serving.run_dir).put(self._snapshot_name, data)
 
     def _finish(self) -> None:
-        with self._changed:
+        with self._lock:
             center, seconds = self.center, self._seconds()
             center.check()
             tensors, plain = center.snapshot()
@@ -265,7 +282,6 @@ class Server(flight.FlightServerBase):
         path = os.path.join(self._folder, f"log-{self._number}")
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, table.schema) as out:
             out.write_table(table)
-        self._finished.set()
 
     def wait_until_finished(self) -> None:
         _ = self._finished.wait()
@@ -281,20 +297,14 @@ def _files(folder: str, number: int, model_bytes: int) -> tuple[Any, Any]:
     return kept.open("ab"), marks.open("a")
 
 
-_BAD = (FiresteelError, ValueError, KeyError, TypeError)
-
-
-def _refusal(error: BaseException) -> flight.FlightServerError:
-    """An error of ours as Flight's: told to the sender, whose stream ends; the server goes on."""
-    return flight.FlightServerError(f"{type(error).__name__}: {error}")
-
-
-def _who(descriptor: Any) -> tuple[int, int]:
-    try:
-        told = json.loads(descriptor.command)
-        return int(told["worker"]), int(told["attempt"])
-    except _BAD as error:
-        raise _refusal(error) from None
+def _tls(folder: str, certificate: bytes, key: bytes) -> ssl.SSLContext:
+    """Python reads keys from files only: from one that is gone again at once, in a folder that only this user can enter."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with tempfile.NamedTemporaryFile(dir=folder) as file:
+        _ = file.write(key + b"\n" + certificate)
+        file.flush()
+        context.load_cert_chain(file.name)
+    return context
 
 
 def live(folder: str, number: int) -> NoReturn:
@@ -314,9 +324,7 @@ def live(folder: str, number: int) -> NoReturn:
             snapshot = Folder(serving.run_dir).get(f"center-{number}.safetensors")
             if snapshot is not None:
                 server.restore(snapshot)
-        shown = f"[{serving.host}]" if ":" in serving.host else serving.host
-        scheme = "grpc+tls" if serving.certificate else "grpc+tcp"
-        store.set(f"{prefix}/servers/{number}/{generation}", f"{scheme}://{shown}:{server.port}")
+        store.set(f"{prefix}/servers/{number}/{generation}", f"{serving.host}:{server.port}")
         threading.Thread(target=server.serve, daemon=True).start()
         server.wait_until_finished()
         code = 0

@@ -1,104 +1,197 @@
-"""What goes over the wire between a worker and a server: Arrow batches of plain floats, and short notes beside them.
+"""What goes over the wire between a worker and a server: plain floats behind heads of a fixed size, over one TCP stream.
 
-One stream (Flight's DoExchange) carries one worker's talk with one server:
+One connection carries one worker's talk with one server:
 
     worker                                   server
-    command {"worker", "attempt"}       ->
-                                        <-   WELCOME  pushes so far, steps at the last of them
-    AGREE    pushes that all shards have ->
-    PUSH     note + numbers             ->
+    hello: length and JSON              ->                      token, worker, attempt, type of the numbers
+                                        <-   WELCOME            pushes so far, steps at the last of them
+    AGREE                               ->                      pushes that all shards have
+    PUSH + numbers                      ->
     PULL, or EXCHANGE (both in one)     ->
-                                        <-   CENTER   version, stop + numbers
+                                        <-   CENTER + numbers   version, stop
     LEAVE                               ->
+                                        <-   REFUSED + text     in place of any other answer; then the server hangs up
 
-Nothing is ever unpickled. Every message has a fixed size or a size that the server knows, and is refused otherwise.
+The caller's requests are a hello with an `action`, answered by DONE + text. Nothing is ever unpickled. Every message has a
+size that its reader knows beforehand, or says one that is checked before anything is read.
 """
 
 from __future__ import annotations
 
+import contextlib
+import json
+import math
+import socket
+import ssl
 import struct
-from typing import Any
+import time
+from typing import Any, final
 
-import pyarrow as pa
 import torch
 from torch import Tensor
 
 from firesteel.errors import UsageError
 from firesteel.net.center import Note
 
-WELCOME, CENTER = 1, 2
+WELCOME, CENTER, REFUSED, DONE = 1, 2, 3, 4
 AGREE, PUSH, PULL, EXCHANGE, LEAVE = 11, 12, 13, 14, 15
 STOPPED, DIVERGED = 1, 2  # what a CENTER says beside the numbers
 
-_ARROW = {torch.float32: pa.float32(), torch.float64: pa.float64()}
-_PUSH = struct.Struct("<Bqqqqddddd")
-_TWO = struct.Struct("<Bqq")
+NOTHING = Note(0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0)
+_ASK = struct.Struct("<Bqqqqqddddd")  # kind, bytes of numbers that follow, sequence, note
+_ANSWER = struct.Struct("<Bqq")
+_HELLO = struct.Struct("<I")
+_LONGEST = 2**16  # bytes of a hello
+_SMALL = 2**16  # bytes of numbers that are copied behind their head, to go out in one call
+_NAMES = {torch.float32: "float32", torch.float64: "float64"}
 
 
-def schema(dtype: torch.dtype) -> pa.Schema:
-    """One column of numbers."""
-    if dtype not in _ARROW:
+def name(dtype: torch.dtype) -> str:
+    """How a hello calls the type of the numbers."""
+    if dtype not in _NAMES:
         raise UsageError(f"parameters of type {dtype} cannot go to a server; use model.float() or model.double().")
-    return pa.schema([pa.field("x", _ARROW[dtype], nullable=False)])
+    return _NAMES[dtype]
 
 
-def batch(x: Tensor, of: pa.Schema) -> pa.RecordBatch:
-    """A contiguous tensor, [n], as a record batch on the same memory."""
-    numbers: Any = x.detach().numpy()
-    column = pa.Array.from_buffers(of.field(0).type, len(numbers), [None, pa.py_buffer(numbers)], 0)
-    return pa.RecordBatch.from_arrays([column], schema=of)
+def raw(x: Tensor) -> memoryview:
+    """The bytes of a contiguous tensor, [n], in place."""
+    numbers: Any = x.detach().view(torch.uint8).numpy()
+    return memoryview(numbers)
 
 
-def tensor(found: pa.RecordBatch | None, of: pa.Schema) -> Tensor:
-    """A record batch as a tensor on the same memory, [n], which nobody else has.
-
-    Raises:
-        UsageError: it is not one column of numbers of the agreed type, without nulls.
-    """
-    if found is None or found.schema != of or found.column(0).null_count:
-        raise UsageError("a message without the numbers that belong to it.")
-    array = found.column(0)
-    if not len(array):
-        return torch.empty(0, dtype=torch.float32)
-    return torch.from_dlpack(array)
+# ---- messages --------------------------------------------------------------------------------------------------------
 
 
-def push_note(sequence: int, note: Note, kind: int = PUSH) -> bytes:
-    return _PUSH.pack(
-        kind,
-        sequence,
-        note.steps,
-        note.steps_done,
-        note.rows,
-        note.weight,
-        note.loss_sum,
-        note.waited_seconds,
-        note.epochs,
-        note.points,
-    )
+def ask(kind: int, sequence: int = 0, note: Note = NOTHING, follow: int = 0) -> bytes:
+    """The head of a worker's message; `follow` bytes of numbers come behind it."""
+    return _ASK.pack(kind, follow, sequence, *note)
 
 
-def read_push(data: bytes) -> tuple[int, Note]:
-    try:
-        _, sequence, *rest = _PUSH.unpack(data)
-    except struct.error as error:
-        raise UsageError(f"a push with a note of {len(data)} bytes: {error}.") from None
-    note = Note(*rest)
-    if sequence < 1 or note.steps < 0 or note.steps_done < 0 or note.rows < 0 or not 0 <= note.epochs < 2**40:
-        raise UsageError(f"a push with an impossible note: {note}.")
-    if not 0 <= note.points < 2**40:
-        raise UsageError(f"a push with an impossible note: {note}.")
-    return sequence, note
+def answer(kind: int, first: int, second: int) -> bytes:
+    """The head of a server's message. Behind REFUSED and DONE come `first` bytes of text."""
+    return _ANSWER.pack(kind, first, second)
 
 
-def two(kind: int, first: int, second: int) -> bytes:
-    """A message of two whole numbers."""
-    return _TWO.pack(kind, first, second)
+class Refused(Exception):
+    """What a server has said in place of an answer."""
 
 
-def read_two(data: bytes) -> tuple[int, int]:
-    try:
-        _, first, second = _TWO.unpack(data)
-    except struct.error as error:
-        raise UsageError(f"a message of {len(data)} bytes: {error}.") from None
-    return first, second
+@final
+class Line:
+    """A connection that gives and takes whole messages. One thread reads and writes it."""
+
+    def __init__(self, connection: socket.socket) -> None:
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket: socket.socket = connection
+        # The kernel fills all of a buffer before it wakes us; TLS comes by records and takes no flags.
+        self._flags: int = 0 if isinstance(connection, ssl.SSLSocket) else socket.MSG_WAITALL
+        self._ask: bytearray = bytearray(_ASK.size)
+        self._answer: bytearray = bytearray(_ANSWER.size)
+
+    def wait_at_most(self, seconds: float | None) -> None:
+        """For a single read or write; None waits for as long as it takes."""
+        self._socket.settimeout(seconds)
+
+    def read(self, into: memoryview | bytearray) -> None:
+        """Fill `into`.
+
+        Raises:
+            ConnectionError: the other side has hung up.
+        """
+        left = memoryview(into)
+        while left:
+            got = self._socket.recv_into(left, 0, self._flags)
+            if not got:
+                raise ConnectionResetError("the other side has hung up")
+            left = left[got:]
+
+    def write(self, head: bytes, body: memoryview | bytes = b"") -> None:
+        """Returns when the system has all of it: what was written may be changed then."""
+        if len(body) <= _SMALL:
+            self._socket.sendall(b"".join((head, body)))
+        else:
+            self._socket.sendall(head)
+            self._socket.sendall(body)
+
+    def write_hello(self, told: dict[str, Any]) -> None:
+        text = json.dumps(told).encode()
+        self.write(_HELLO.pack(len(text)), text)
+
+    def read_hello(self) -> dict[str, Any]:
+        """
+        Raises:
+            ValueError: it is too long, or no JSON.
+        """
+        head = bytearray(_HELLO.size)
+        self.read(head)
+        (size,) = _HELLO.unpack(head)
+        if size > _LONGEST:
+            raise UsageError(f"a hello of {size} bytes.")
+        told = json.loads(self.read_text(size))
+        if not isinstance(told, dict):
+            raise UsageError("a hello that is no JSON object.")
+        return told
+
+    def read_ask(self) -> tuple[int, int, int, Note]:
+        """Kind, bytes that follow, sequence, note.
+
+        Raises:
+            UsageError: no worker of ours would say this.
+        """
+        self.read(self._ask)
+        kind, follow, sequence, *rest = _ASK.unpack(self._ask)
+        note = Note(*rest)
+        if not AGREE <= kind <= LEAVE:
+            raise UsageError(f"a message of unknown kind {kind}.")
+        if kind in (PUSH, EXCHANGE) and sequence < 1:
+            raise UsageError(f"a push of number {sequence}.")
+        if min(note.steps, note.steps_done, note.rows) < 0 or not (0 <= note.epochs < 2**40 and 0 <= note.points < 2**40):
+            raise UsageError(f"a message with an impossible note: {note}.")
+        return kind, follow, sequence, note
+
+    def read_answer(self) -> tuple[int, int]:
+        """The two numbers of an answer's head.
+
+        Raises:
+            Refused: the server has refused what was asked.
+        """
+        self.read(self._answer)
+        kind, first, second = _ANSWER.unpack(self._answer)
+        if kind == REFUSED:
+            raise Refused(self.read_text(first))
+        return first, second
+
+    def read_text(self, size: int) -> str:
+        text = bytearray(size)
+        self.read(text)
+        return text.decode(errors="replace")
+
+    def refuse(self, why: str) -> None:
+        """Say why, and hang up once the other side has, or has had time to."""
+        with contextlib.suppress(OSError):
+            text = why.encode()
+            self.wait_at_most(1.0)
+            self.write(answer(REFUSED, len(text), 0), text)
+            self._socket.shutdown(socket.SHUT_WR)
+            self.drain(5.0)  # a socket that is closed before all was read would take the words back
+
+    def drain(self, seconds: float = math.inf) -> None:
+        """Read on, for nothing, until the other side hangs up."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until and self._socket.recv(2**20):
+            pass
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def connect(location: str, root: bytes | None, seconds: float) -> Line:
+    """A line to a server, whose certificate `root` vouches for; None is without TLS."""
+    host, _, port = location.rpartition(":")
+    connection = socket.create_connection((host, int(port)), seconds)
+    if root is not None:
+        trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        trust.load_verify_locations(cadata=root.decode())
+        trust.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN  # a certificate may be trusted itself, not only who signed it
+        connection = trust.wrap_socket(connection, server_hostname=host)
+    return Line(connection)
