@@ -44,7 +44,8 @@ class Servers:
         self.stopped: bool = False
         self._bounded: bool = bounded
         self._max_seconds: float | None = max_seconds
-        self._busy: list[float] = [0.0] * len(centers)
+        self.busy_seconds: list[float] = [0.0] * len(centers)  # spent merging and answering, so far
+        self._busy: list[float] = [0.0] * len(centers)  # until when
         self._held: list[list[Callable[[], None]]] = [[] for _ in centers]  # pulls that the bound on staleness holds back
 
     def halted(self) -> bool:
@@ -83,9 +84,10 @@ class Servers:
     ) -> None:
         """A message has arrived: when what came before is done with, merge what is in it and answer."""
         center, merging = self.centers[shard], self.simulation.fabric.cluster.merging
-        nbytes = center.params.numel() * center.params.element_size()
+        nbytes = self.simulation.fabric.nbytes(center.params)
         begin = max(self.simulation.now, self._busy[shard])
         self._busy[shard] = done = begin + merging.message_seconds + nbytes / merging.bandwidth
+        self.busy_seconds[shard] += done - begin
 
         def answer() -> None:
             if not member.alive or asked is None:
@@ -145,13 +147,13 @@ class SimulatedWorker:
         return posted
 
     def push(self, delta: Vec) -> Awaitable[None]:
-        posted = Posted[None](self._member, "push", _nbytes(delta), lambda: f", its push {self.sequence}")
+        posted = Posted[None](self._member, "push", self._nbytes(delta), lambda: f", its push {self.sequence}")
         self._post(delta, None)
         posted.complete(self._member.now)
         return posted
 
     def exchange(self, delta: Vec) -> Awaitable[Vec]:
-        posted = Posted[Vec](self._member, "exchange", _nbytes(delta), lambda: f", its push {self.sequence}")
+        posted = Posted[Vec](self._member, "exchange", self._nbytes(delta), lambda: f", its push {self.sequence}")
         self._post(delta, self._collecting(posted))
         return posted
 
@@ -172,13 +174,16 @@ class SimulatedWorker:
         def begin() -> None:
             for shard in range(len(servers.parts)):
                 push = None if numbers is None or note is None else (sequence, note, numbers[shard])
-                nbytes = _HEAD_BYTES if numbers is None else _nbytes(numbers[shard])
+                nbytes = _HEAD_BYTES if numbers is None else self._nbytes(numbers[shard])
                 source, target = fabric.host[member.rank], fabric.server_host[shard]
                 _, there_at = fabric.transfer(simulation.now, source, target, nbytes, most)
                 self._last[shard] = there_at = max(there_at, self._last[shard])  # a stream keeps its order
                 simulation.at(there_at, member.rank, _hearing(servers, shard, member, push, asked))
 
         simulation.at(member.now, member.rank, begin)
+
+    def _nbytes(self, x: Tensor) -> int:
+        return self._servers.simulation.fabric.nbytes(x)
 
     def _collecting(self, posted: Posted[Vec]) -> Callable[[int, Tensor, int, float], None]:
         """Wait for every shard's part; the last one completes the verb."""
@@ -244,7 +249,3 @@ def _no_gang(verb: str) -> StrategyError:
     return StrategyError(
         f"net.{verb} needs workers that meet, but a strategy with `merge` runs workers that come and go: use pull and push."
     )
-
-
-def _nbytes(x: Tensor) -> int:
-    return x.numel() * x.element_size()

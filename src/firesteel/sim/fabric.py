@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import final
 
+from torch import Tensor
+
 from firesteel.sim.cluster import Cluster
 
 Flow = tuple[int, int, float]  # from worker, to worker, share of the collective's bytes
@@ -19,8 +21,11 @@ Step = tuple[int, list[Flow]]  # how many times in a row, and what moves at once
 
 @final
 class Fabric:
-    def __init__(self, cluster: Cluster, servers: int = 1) -> None:
+    """The wires of one simulation. `scale` is how many numbers each number of a tensor stands for, in a dry run."""
+
+    def __init__(self, cluster: Cluster, servers: int = 1, scale: float = 1.0) -> None:
         self.cluster: Cluster = cluster
+        self._scale: float = scale
         network, merging = cluster.network, cluster.merging
         self.host: list[int] = [rank // network.workers_per_host for rank in range(cluster.workers)]
         hosts = self.host[-1] + 1
@@ -31,6 +36,10 @@ class Fabric:
         self._received: list[float] = [0.0] * count
         self._within: list[float] = [0.0] * count
         self._costs: dict[tuple[str, tuple[int, ...]], tuple[float, float]] = {}
+
+    def nbytes(self, x: Tensor) -> int:
+        """What a tensor weighs on the wire."""
+        return round(x.numel() * x.element_size() * self._scale)
 
     # ---- messages ----------------------------------------------------------------------------------------------------
 

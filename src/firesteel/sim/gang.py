@@ -53,6 +53,7 @@ class Circle:
         self.members: tuple[int, ...] = members
         self.calls: dict[int, _Call] = {}
         self.free_at: float = 0.0
+        self.wire_seconds: float = 0.0  # of all collectives so far
         self.groups: dict[tuple[tuple[int, ...], int], Circle] = {}
         self.mail: dict[tuple[int, int], deque[tuple[float, Tensor]]] = {}
         self.wanted: dict[tuple[int, int], deque[Posted[Any]]] = {}
@@ -80,21 +81,22 @@ class SimulatedGang:
         x = x.detach()
         if wire and _WIRE[wire] != x.dtype and self.size > 1:
             x.copy_(x.to(_WIRE[wire]))
-        each = torch.empty(0, dtype=_WIRE[wire]).element_size() if wire else x.element_size()
-        nbytes = (x.numel() + (2 if x.dtype.is_floating_point and op != "max" else 0)) * each + (8 if wire else 0)
+        nbytes = self._nbytes(x if wire is None else x.new_empty(x.shape, dtype=_WIRE[wire]))
+        if x.dtype.is_floating_point and op != "max":
+            nbytes += 8 if wire else 2 * x.element_size()  # the weight and the wish to stop
         sent = costs.all_reduce_bytes(self._simulation.fabric.cluster.all_reduce, self.size, nbytes)
         return self._collective("all_reduce", x, op, sent, nbytes, 1.0 if weight is None else float(weight))
 
     def all_gather(self, x: Tensor) -> Awaitable[Tensor]:
-        return self._collective("all_gather", x.detach(), "", _nbytes(x) * (self.size - 1), _nbytes(x))
+        return self._collective("all_gather", x.detach(), "", self._nbytes(x) * (self.size - 1), self._nbytes(x))
 
     def reduce_scatter(self, x: Tensor, op: Op = "mean") -> Awaitable[Tensor]:
         own = x.detach().tensor_split(self.size)[self.rank] if self.size > 1 else x
-        return self._collective("reduce_scatter", x.detach(), op, _nbytes(x) - _nbytes(own), _nbytes(x))
+        return self._collective("reduce_scatter", x.detach(), op, self._nbytes(x) - self._nbytes(own), self._nbytes(x))
 
     def broadcast(self, x: Tensor, root: int = 0) -> Awaitable[Tensor]:
-        sent = _nbytes(x) if self.rank == root and self.size > 1 else 0
-        return self._collective("broadcast", x.detach(), str(root), sent, _nbytes(x))
+        sent = self._nbytes(x) if self.rank == root and self.size > 1 else 0
+        return self._collective("broadcast", x.detach(), str(root), sent, self._nbytes(x))
 
     def _collective(self, kind: str, x: Tensor, how: str, sent: int, nbytes: int, weight: float = 1.0) -> Posted[Tensor]:
         member, circle, number = self._member, self._circle, self._calls + 1
@@ -122,7 +124,9 @@ class SimulatedGang:
         circle = self._circle
         entries = [call.entries[rank] for rank in range(self.size)]
         begin = max(circle.free_at, *(e.posted.posted_at for e in entries)) if self.size > 1 else entries[0].posted.posted_at
-        circle.free_at = begin + self._simulation.fabric.collective(call.kind, circle.members, nbytes)
+        seconds = self._simulation.fabric.collective(call.kind, circle.members, nbytes)
+        circle.free_at = begin + seconds
+        circle.wire_seconds += seconds
         xs = [e.x for e in entries]
         how = call.said[len(call.kind) + 1 : -1]
         if self.size == 1:
@@ -141,15 +145,18 @@ class SimulatedGang:
                 entry.posted.then = functools.partial(entry.heard, stop)
             entry.posted.complete(circle.free_at, value)
 
+    def _nbytes(self, x: Tensor) -> int:
+        return self._simulation.fabric.nbytes(x)
+
     # ---- two workers -------------------------------------------------------------------------------------------------
 
     def send(self, x: Tensor, to: int) -> Awaitable[None]:
-        posted = Posted[None](self._member, "send", _nbytes(x), lambda: f" of {_shape(x)} to worker {to}")
+        posted = Posted[None](self._member, "send", self._nbytes(x), lambda: f" of {_shape(x)} to worker {to}")
         copy, fabric, key = x.detach().clone(), self._simulation.fabric, (self.rank, to)
         source, target = (fabric.host[self._circle.members[r]] for r in key)
 
         def begin() -> None:
-            sent_at, there_at = fabric.transfer(self._simulation.now, source, target, _nbytes(copy))
+            sent_at, there_at = fabric.transfer(self._simulation.now, source, target, self._nbytes(copy))
             self._circle.mail.setdefault(key, deque()).append((there_at, copy))
             posted.complete(sent_at)
             self._deliver(key)
@@ -243,7 +250,3 @@ def _combined(xs: list[Tensor], op: str) -> Tensor:
 
 def _shape(x: Tensor) -> str:
     return f"{list(x.shape)} {x.dtype}"
-
-
-def _nbytes(x: Tensor) -> int:
-    return x.numel() * x.element_size()
