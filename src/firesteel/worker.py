@@ -22,7 +22,7 @@ from firesteel.net.protocol import Vec
 from firesteel.optim import ByEpochs, OptimizerSettings, Schedule
 from firesteel.trace import Trace
 
-_FORWARD = 1 / 3  # of a gradient's cost; the backward pass costs twice as much
+FORWARD = 1 / 3  # of a gradient's cost; the backward pass costs twice as much
 
 
 @final
@@ -177,7 +177,7 @@ class Worker:
                 self._buckets = _Buckets(self.module, self.slots, bucket_bytes, self.grads.element_size())
             self._buckets.begin(ready if spend is None else self._paced(ready, spend))
         if spend is not None:
-            spend(_FORWARD if ready is not None else 1.0)
+            spend(FORWARD if ready is not None else 1.0)
         if batch.rows:
             assert batch.target is not None
             loss = self._loss(self.module(*batch.inputs), batch.target, batch.weights)
@@ -195,7 +195,7 @@ class Worker:
 
     def _paced(self, ready: Callable[[slice], None], spend: Callable[[float], None]) -> Callable[[slice], None]:
         def after(part: slice) -> None:
-            spend((1 - _FORWARD) * (part.stop - part.start) / self._params.numel())
+            spend((1 - FORWARD) * (part.stop - part.start) / self._params.numel())
             ready(part)
 
         return after

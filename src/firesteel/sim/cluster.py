@@ -184,6 +184,8 @@ class Cluster:
     all_reduce: Algorithm = "ring"
     merging: Merging = Merging()
     failures: tuple[Failure, ...] = ()
+    about: str = ""
+    """What it was measured with, if it was."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.workers, int) or self.workers < 1:
@@ -211,6 +213,14 @@ class Cluster:
         if isinstance(each, Draw):
             return [each(random.Random(seed_of(seed, "row_seconds", rank))) for rank in range(self.workers)]
         return list(each) if isinstance(each, tuple) else [each] * self.workers
+
+    def resized(self, workers: int) -> Cluster:
+        """The same hosts, links and servers with another number of workers, none of which fails or slows down."""
+        each = self.compute.row_seconds
+        if isinstance(each, tuple):
+            each = tuple(each[rank % len(each)] for rank in range(workers))
+        compute = dataclasses.replace(self.compute, row_seconds=each, slow=())
+        return dataclasses.replace(self, workers=workers, compute=compute, failures=())
 
     # ---- JSON --------------------------------------------------------------------------------------------------------
 

@@ -35,6 +35,8 @@ class Fabric:
         self._sent: list[float] = [0.0] * count  # when each card is free again, by direction
         self._received: list[float] = [0.0] * count
         self._within: list[float] = [0.0] * count
+        self.card_seconds: list[float] = [0.0] * count  # in which each card was sending or receiving, the longer of the two
+        self._used: list[list[float]] = [[0.0, 0.0] for _ in range(count)]
         self._costs: dict[tuple[str, tuple[int, ...]], tuple[float, float]] = {}
 
     def nbytes(self, x: Tensor) -> int:
@@ -56,6 +58,9 @@ class Fabric:
         on_wire, alone = nbytes / network.bandwidth, nbytes / min(network.bandwidth, most)
         begin = max(at, self._sent[source])
         self._sent[source] = begin + on_wire
+        for host, direction in ((source, 0), (target, 1)):
+            self._used[host][direction] += on_wire
+            self.card_seconds[host] = max(self._used[host])
         arrived = max(begin + alone + network.latency_seconds, self._received[target] + on_wire)
         self._received[target] = arrived
         return begin + alone, arrived

@@ -117,6 +117,7 @@ class Member:
         self.attempt: int = attempt
         self.now: float = simulation.now
         self.alive: bool = True
+        self.computed_seconds: float = 0.0
         self.trace: Trace = Trace(rank, VirtualClock(self))
         self.program: Coroutine[Any, Any, Any] | None = None
         self.result: Any = None
@@ -139,6 +140,7 @@ class Member:
 
         def spend(share: float) -> None:
             self.now += seconds * share
+            self.computed_seconds += seconds * share
             self.simulation.check_clock(self.now)
 
         return spend

@@ -1,0 +1,272 @@
+"""A dry run: a strategy's own program on an imagined cluster, without a model, data or gradients.
+
+Every tensor of the model's size is stood for by a few numbers, of which each weighs as many bytes as it stands for. So the
+strategy is the real one, to the last collective, and an epoch of hundreds of workers takes milliseconds.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from firesteel.data.batches import Plan
+from firesteel.errors import UsageError
+from firesteel.net.center import Center, Note, Rules
+from firesteel.net.control import Control
+from firesteel.net.protocol import Vec, has_server
+from firesteel.net.serving import cut
+from firesteel.optim import OptimizerSettings
+from firesteel.sim.center import Servers, SimulatedWorker
+from firesteel.sim.cluster import Cluster
+from firesteel.sim.fabric import Fabric
+from firesteel.sim.gang import Circle, SimulatedGang
+from firesteel.sim.simulation import Member, Simulation, paces
+from firesteel.worker import FORWARD, Slot, layout
+
+_NUMBERS = 64  # that stand for a model
+_STEPS = 200  # of each worker: a multiple of what strategies take for a period
+
+
+@final
+@dataclass(frozen=True)
+class ModelSize:
+    """What the cost of communicating and keeping a model depends on."""
+
+    parameters: int
+    element_bytes: int
+    slots: tuple[Slot, ...]
+    moments: int
+    """Tensors of the model's size that the optimizer keeps."""
+
+    @property
+    def nbytes(self) -> int:
+        return self.parameters * self.element_bytes
+
+    @staticmethod
+    def of(model: nn.Module, optimizer: OptimizerSettings) -> ModelSize:
+        """Of a model as it is trained: one step on zero gradients shows what the optimizer keeps."""
+        slots, dtype, _ = layout(model)
+        built = optimizer.build(model)
+        for p in model.parameters():
+            p.grad = torch.zeros_like(p)
+        _ = built.step()
+        first = next(p for p in model.parameters() if p.requires_grad)
+        kept = [v for v in built.state[first].values() if isinstance(v, Tensor) and v.shape == first.shape]
+        size = slots[-1].offset + slots[-1].numel
+        return ModelSize(size, torch.empty(0, dtype=dtype).element_size(), tuple(slots), len(kept))
+
+
+@final
+@dataclass(frozen=True)
+class Prediction:
+    """What one strategy costs with so many workers."""
+
+    strategy: Any
+    workers: int
+    epoch_seconds: float
+    """Virtual seconds in which the workers together see every row once."""
+    sent_bytes: float
+    """That each worker sends in an epoch, on average."""
+    memory_bytes: int
+    """Of each worker: parameters, gradients, moments, and what the strategy holds; without rows and activations."""
+    computing: float
+    """Shares of the epoch, on average over the workers, 0 .. 1: computing, ..."""
+    wire: float
+    """... waiting for messages on their way, ..."""
+    slowest: float
+    """... waiting for workers that are not so far, ..."""
+    server: float
+    """... and in the server's queue."""
+
+    @property
+    def dominated_by(self) -> str:
+        shares = {
+            "computing": self.computing,
+            "the wire": self.wire,
+            "the slowest worker": self.slowest,
+            "the server": self.server,
+        }
+        return max(shares, key=lambda name: shares[name])
+
+
+@final
+@dataclass(frozen=True)
+class _Rows:
+    """A batch without rows in it."""
+
+    rows: int
+
+    @property
+    def weight(self) -> float:
+        return float(self.rows)
+
+
+@final
+class DryWorker:
+    """What a strategy holds in its hands, as far as it can be had without a model."""
+
+    def __init__(self, size: ModelSize, plan: Plan, member: Member) -> None:
+        self.plan: Plan = plan
+        self.slots: list[Slot] = list(size.slots)
+        self.rate: float = 1e-3
+        self.stopping: bool = False
+        self.steps_done: int = 0
+        self.grads: Vec = torch.zeros(min(size.parameters, _NUMBERS))
+        self.held: int = 0  # tensors of the model's size that the strategy's program holds
+        self._params: Vec = torch.zeros_like(self.grads)
+        self._moments: list[Tensor] = [torch.zeros_like(self.grads) for _ in range(size.moments)]
+        self._nbytes: int = size.nbytes
+        self._member: Member = member
+
+    @property
+    def params(self) -> Vec:
+        return self._params
+
+    @params.setter
+    def params(self, value: Vec) -> None:
+        if value.data_ptr() != self._params.data_ptr():
+            _ = self._params.copy_(value)
+
+    @property
+    def rows(self) -> Any:
+        raise UsageError("a dry run has no rows: this strategy's cost cannot be planned, only simulated with data.")
+
+    def steps(self) -> Iterator[tuple[int, _Rows]]:
+        while self.steps_done < self.plan.total_steps:
+            self.steps_done += 1
+            start, stop = self.plan.bounds(self.steps_done)
+            yield self.steps_done, _Rows(stop - start)
+
+    def last(self, step: int) -> bool:
+        return step >= self.plan.total_steps
+
+    def gradient(self, batch: _Rows, ready: Callable[[slice], None] | None = None, bucket_bytes: int = 25 * 2**20) -> Vec:
+        spend = self._member.meter(batch.rows)
+        if ready is None:
+            spend(1.0)
+        else:
+            spend(FORWARD)
+            count = max(1, min(self.grads.numel(), -(-self._nbytes // bucket_bytes)))
+            for part in reversed(cut(self.grads.numel(), count)):
+                spend((1 - FORWARD) * (part.stop - part.start) / self.grads.numel())
+                ready(part)
+        self._member.trace.step(self.steps_done, batch.rows, batch.weight, 0.0)
+        if self.steps_done == self.plan.total_steps:
+            self.held = self._held()
+        return self.grads
+
+    def step(self, grad: Vec) -> None:
+        """Its cost is in the cluster's `step_seconds`."""
+
+    def moments(self) -> list[Tensor]:
+        return self._moments
+
+    def reset_optimizer(self) -> None:
+        """There is nothing to forget."""
+
+    def _held(self) -> int:
+        """Distinct tensors of the model's size among the locals of the program that is running."""
+        own = {x.data_ptr() for x in (self._params, self.grads, *self._moments)}
+        found: set[int] = set()
+        frame = sys._getframe(2)
+        while frame is not None and frame.f_code is not Member._resume.__code__:
+            found |= {
+                x.data_ptr() for x in frame.f_locals.values() if isinstance(x, Tensor) and x.numel() == self.grads.numel()
+            }
+            frame = frame.f_back
+        return len(found - own)
+
+
+def rehearse(strategy: Any, cluster: Cluster, size: ModelSize, rows: int, batch_size: int, shards: int = 1) -> Prediction:
+    """Predict an epoch of `rows` rows over all workers, as it costs in the middle of a long run.
+
+    The strategy runs dry for some steps, then again for twice as many: the difference is what those steps cost without the
+    first pull, the last gathering and whatever else a run does once.
+    """
+    most = -(-rows // cluster.workers)
+    epoch_steps = -(-most // batch_size)
+    steps = _STEPS if cluster.workers <= 80 else _STEPS // 2
+    if epoch_steps < steps:
+        steps = -(-steps // epoch_steps) * epoch_steps
+    once, twice = (_rehearsed(strategy, cluster, size, rows, batch_size, shards, n * steps) for n in (1, 2))
+    pace = twice.minus(once)
+    scale = rows / pace.rows
+    waited = max(0.0, pace.seconds - pace.computing)
+    if has_server(strategy):
+        full = max(pace.server, pace.card) > 0.85 * pace.seconds
+        server, wire, slowest = (waited, 0.0, 0.0) if full else (0.0, waited, 0.0)
+    else:
+        wire = min(waited, pace.wire)
+        server, slowest = 0.0, waited - wire
+    return Prediction(
+        strategy,
+        cluster.workers,
+        pace.seconds * scale,
+        pace.sent * scale,
+        (2 + size.moments + twice.held) * size.nbytes,
+        pace.computing / pace.seconds,
+        wire / pace.seconds,
+        slowest / pace.seconds,
+        server / pace.seconds,
+    )
+
+
+@final
+@dataclass(frozen=True)
+class _Spent:
+    """What a dry run took; seconds and bytes are means over the workers, but for the busiest server's."""
+
+    seconds: float
+    computing: float
+    wire: float
+    server: float
+    card: float
+    sent: float
+    rows: int
+    held: int
+
+    def minus(self, other: _Spent) -> _Spent:
+        names = ("seconds", "computing", "wire", "server", "card", "sent", "rows")
+        return _Spent(**{n: getattr(self, n) - getattr(other, n) for n in names}, held=self.held)
+
+
+def _rehearsed(strategy: Any, cluster: Cluster, size: ModelSize, rows: int, batch_size: int, shards: int, steps: int) -> _Spent:
+    workers, serving = cluster.workers, has_server(strategy)
+    numbers = min(size.parameters, _NUMBERS)
+    scale = size.parameters * size.element_bytes / (numbers * torch.empty(0).element_size())
+    fabric = Fabric(cluster, shards if serving else 0, scale)
+    simulation, pace = Simulation(fabric), paces(cluster, 0)
+    circle, parts = Circle(tuple(range(workers))), cut(numbers, shards)
+    rules = Rules(max_growth=1e30, record_every=10**9, check_every=10**9)
+    centers = [Center(torch.zeros(p.stop - p.start), strategy, workers, rules=rules) for p in parts] if serving else []
+    servers = Servers(simulation, centers, parts)
+    crew: list[tuple[Member, DryWorker]] = []
+    for rank in range(workers):
+        member = Member(simulation, rank, pace[rank])
+        own = len(range(rank, rows, workers))
+        worker = DryWorker(size, Plan(own, -(-rows // workers), batch_size, steps, 0, rank), member)
+        if serving:
+            net: Any = SimulatedWorker(member, workers, servers)
+            net.note = lambda worker=worker: Note(1, worker.steps_done, 0, 0.0, 0.0, 0.0, 0.0, 0.0)
+            _ = net.join()
+            member.on_end = net.close
+        else:
+            net = SimulatedGang(member, circle, rank, Control())
+        member.start(strategy.run(worker, net))
+        crew.append((member, worker))
+    simulation.run()
+    return _Spent(
+        max(member.now for member, _ in crew),
+        sum(member.computed_seconds for member, _ in crew) / workers,
+        circle.wire_seconds,
+        max(servers.busy_seconds, default=0.0),
+        max((fabric.card_seconds[host] for host in fabric.server_host), default=0.0),
+        sum(member.trace.bytes_sent for member, _ in crew) / workers,
+        sum(member.trace.samples for member, _ in crew),
+        max(worker.held for _, worker in crew),
+    )
