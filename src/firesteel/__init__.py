@@ -22,7 +22,9 @@ from firesteel.persistence import load
 from firesteel.replay import Replay
 from firesteel.run import Run
 from firesteel.server import TLS, Server
+from firesteel.sim.calibrate import calibrate
 from firesteel.sim.cluster import Cluster, Compute, Draw, Failure, Merging, Network, Slow
+from firesteel.sim.planner import plan
 from firesteel.sim.world import Simulated
 from firesteel.spark.world import Spark
 from firesteel.strategies import (
@@ -94,9 +96,11 @@ __all__ = [
     "UsageError",
     "WorkerFailed",
     "WorkerLost",
+    "calibrate",
     "datasets",
     "load",
     "models",
+    "plan",
     "stop",
     "strategies",
     "train",

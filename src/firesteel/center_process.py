@@ -30,6 +30,7 @@ from firesteel.net.client import Caller, CenterNet
 from firesteel.net.meeting import Meeting
 from firesteel.net.protocol import drive
 from firesteel.net.serving import cut
+from firesteel.net.shared import host_name
 from firesteel.results import ipc, rows
 from firesteel.trace import Trace
 from firesteel.worker import Worker
@@ -102,6 +103,7 @@ class CenterProcess:
             "attempt": self.attempt,
             "threads": torch.get_num_threads(),
             "device": str(self.device),
+            "host": host_name(),
             "timing": {"data_seconds": data_seconds, "train_seconds": self.trace.clock.now()},
         }
         yield from rows("report", self.rank, json.dumps(report).encode())

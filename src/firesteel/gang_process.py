@@ -29,6 +29,7 @@ from firesteel.net.control import Control
 from firesteel.net.gang import GangNet
 from firesteel.net.meeting import Meeting, join, leave
 from firesteel.net.protocol import Vec, drive
+from firesteel.net.shared import host_name
 from firesteel.results import Kept, history_row, ipc, mark_of, rows, to_add_up
 from firesteel.stopping import HURRY
 from firesteel.trace import Trace
@@ -311,6 +312,7 @@ class GangProcess:
             "timing": self.timing,
             "best": best,
             "device": str(self.device),
+            "host": host_name(),
         }
         yield from rows("report", self.rank, json.dumps(report).encode())
         yield from rows("trace", self.rank, ipc(self.trace.table()))

@@ -107,6 +107,8 @@ def assemble_run(
     status = "stopped early" if lead["early"] else "stopped" if lead["stopped"] else "finished"
     settings = {**described(job, on), **{name: lead[name] for name in ("best", "steps", "device", "hurried")}}
     settings |= {name: lead[name] for name in ("workers_at_once", "replayed") if name in lead}
+    if all("host" in report for report in reports):
+        settings["hosts"] = [report["host"] for report in reports]
     model = _load(tensors, module, job)
     saving = {
         "spec": None if isinstance(model, Voting) else persistence.spec_of(model) or persistence.spec_of(job.model),

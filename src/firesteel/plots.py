@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import html as markup
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from firesteel.errors import UsageError
 
@@ -14,29 +14,28 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from firesteel.run import Run
+    from firesteel.sim.planner import Plan
 
 _BLUE, _ORANGE, _GREY = "#2a6fbb", "#d9601a", "#8a8f98"
+_COLOURS = [_BLUE, _ORANGE, "#3c8d40", _GREY, "#7a4fb5", "#b8860b", "#2aa6a6", "#b5446e"]
 
 
 def learning_curves(run: Run) -> Figure:
-    """Loss on the left; metrics of validation, if there are any, on the right; epochs below, wall seconds above."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError("plots need matplotlib: pip install 'firesteel[bench]'.") from error
+    """Loss on the left; metrics of validation, if there are any, on the right; epochs below, seconds above."""
     table = run.history.to_pydict()
     metrics = [n for n in table if n.startswith("validation_") and n != "validation_loss"]
-    figure = Figure(figsize=(11 if metrics else 6, 4.2), layout="constrained")
-    axes = figure.subplots(1, 2 if metrics else 1, squeeze=False)[0]
+    figure, _ = _empty((11 if metrics else 6, 4.2), columns=2 if metrics else 1)
+    axes = figure.axes
     epochs, seconds = table["epoch"], table["seconds"]
     _line(axes[0], epochs, table["train_loss"], "training", _BLUE)
     if "validation_loss" in table:
         _line(axes[0], epochs, table["validation_loss"], "validation", _ORANGE)
-    _dress(axes[0], "loss", epochs, seconds)
+    unit = "virtual seconds" if run.settings.get("on", "").startswith("Simulated") else "wall seconds"
+    _dress(axes[0], "loss", epochs, seconds, unit)
     if metrics:
         for name, colour in zip(metrics, (_ORANGE, _BLUE, _GREY, "#3c8d40"), strict=False):
             _line(axes[1], epochs, table[name], name.removeprefix("validation_"), colour)
-        _dress(axes[1], "validation", epochs, seconds)
+        _dress(axes[1], "validation", epochs, seconds, unit)
     figure.suptitle(run.settings.get("title", ""), fontsize=10, color="#333")
     return figure
 
@@ -49,31 +48,25 @@ def _line(axes: Axes, x: list[float], y: list[float | None], label: str, colour:
     _ = axes.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.8, marker="o", markersize=3)
 
 
-def _dress(axes: Axes, ylabel: str, epochs: list[float], seconds: list[float]) -> None:
+def _dress(axes: Axes, ylabel: str, epochs: list[float], seconds: list[float], unit: str) -> None:
     _ = axes.set_xlabel("epochs")
     _ = axes.set_ylabel(ylabel)
     axes.grid(alpha=0.25)
-    axes.spines[["right"]].set_visible(False)
     _ = axes.legend(frameon=False, fontsize=9)
     if len(epochs) > 1 and epochs[-1] > 0:
         scale = seconds[-1] / epochs[-1]
         forth, back = (lambda e: e * scale), (lambda s: s / scale if scale else s)  # epochs to seconds, and back
         above = axes.secondary_xaxis("top", functions=(forth, back))  # pyright: ignore[reportArgumentType]
-        _ = above.set_xlabel("wall seconds", fontsize=8)
+        _ = above.set_xlabel(unit, fontsize=8)
         above.tick_params(labelsize=8)
 
 
 def staleness_histogram(run: Run) -> Figure:
     """How stale pushes were, by worker; the dashed line is N - 1, which N equal workers come to on average."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError("plots need matplotlib: pip install 'firesteel[bench]'.") from error
     table = run.staleness()
     workers = sorted(set(table["worker"].to_pylist()))
     stale, by = table["staleness"].to_pylist(), table["worker"].to_pylist()
-    figure = Figure(figsize=(7, 4.2), layout="constrained")
-    axes = figure.subplots()
+    figure, axes = _empty((7, 4.2))
     most = max(stale, default=0)
     step = max(1, (most + 1) // 40)
     edges = [edge - 0.5 for edge in range(0, most + step + 1, step)]
@@ -81,17 +74,106 @@ def staleness_histogram(run: Run) -> Figure:
     labels = [f"worker {w}, mean {sum(p) / len(p):.2f}" for w, p in zip(workers, parts, strict=True)]
     few = len(workers) <= 8
     if few:
-        colours = [_BLUE, _ORANGE, "#3c8d40", _GREY, "#7a4fb5", "#b8860b", "#2aa6a6", "#b5446e"][: len(workers)]
-        _ = axes.hist(parts, edges, stacked=True, label=labels, color=colours)
+        _ = axes.hist(parts, edges, stacked=True, label=labels, color=_COLOURS[: len(workers)])
     else:
         _ = axes.hist(stale, edges, color=_BLUE, label=f"{len(workers)} workers, mean {sum(stale) / len(stale):.2f}")
     _ = axes.axvline(len(workers) - 1, color="#333", linestyle="--", linewidth=1, label=f"N - 1 = {len(workers) - 1}")
     _ = axes.set_xlabel("staleness: pushes merged since the sender pulled")
     _ = axes.set_ylabel("pushes")
-    axes.spines[["right", "top"]].set_visible(False)
     _ = axes.legend(frameon=False, fontsize=9)
     figure.suptitle(run.settings.get("title", ""), fontsize=10, color="#333")
     return figure
+
+
+def speed_up(plan: Plan) -> Figure:
+    """Predicted speed-up over workers, a line for each strategy; the dashed line is the ideal."""
+    figure, axes = _empty((7, 4.6))
+    counts = sorted({p.workers for p in plan.predictions})
+    _ = axes.plot(counts, counts, color="#333", linestyle="--", linewidth=1, label="ideal")
+    names = list(dict.fromkeys(repr(p.strategy) for p in plan.predictions))
+    for number, name in enumerate(names):
+        found = [p for p in plan.predictions if repr(p.strategy) == name]
+        label = f"{type(found[0].strategy).__name__} ({plan.speed_up(found[-1]):.1f})"
+        x, y = [p.workers for p in found], [plan.speed_up(p) for p in found]
+        style = ("o", "s", "^", "D", "v")[number % 5]
+        colour = _COLOURS[number % len(_COLOURS)]
+        _ = axes.plot(x, y, color=colour, marker=style, markersize=4, linewidth=1.6, label=label)
+    axes.set_xscale("log", base=2)
+    axes.set_yscale("log", base=2)
+    _ = axes.set_xticks(counts, [str(n) for n in counts])
+    ticks = axes.get_yticks()
+    low, high = axes.get_ylim()
+    _ = axes.set_yticks([t for t in ticks if low <= t <= high], [f"{t:g}" for t in ticks if low <= t <= high])
+    _ = axes.set_xlabel("workers")
+    _ = axes.set_ylabel("speed-up over one worker")
+    axes.grid(alpha=0.25)
+    _ = axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def gantt(run: Run, most_workers: int = 32) -> Figure:
+    """A strip for each worker: when it computed, when it waited, when it sent; of the first `most_workers` workers.
+
+    Waiting is drawn where an await blocked; a tick marks the moment at which a message's verb was over, its height the bytes.
+    """
+    table = run.trace.to_pydict()
+    ranks = sorted(set(table["rank"]))[:most_workers]
+    figure, axes = _empty((10, 1.2 + 0.32 * len(ranks)))
+    largest = max(table["bytes"], default=0) or 1
+    for row, rank in enumerate(ranks):
+        events = [i for i, r in enumerate(table["rank"]) if r == rank]
+        end = max(table["seconds"][i] for i in events)
+        _ = axes.broken_barh([(0.0, end)], (row - 0.32, 0.64), color=_BLUE, linewidth=0)
+        waits = [
+            (table["seconds"][i] - table["waited_seconds"][i], table["waited_seconds"][i])
+            for i in events
+            if table["waited_seconds"][i] > 0
+        ]
+        _ = axes.broken_barh(waits, (row - 0.32, 0.64), color="#e9dcc9", linewidth=0)
+        sent = [i for i in events if table["bytes"][i] > 0]
+        heights = [0.64 * table["bytes"][i] / largest for i in sent]
+        at = [table["seconds"][i] for i in sent]
+        _ = axes.vlines(at, [row - 0.32] * len(at), [row - 0.32 + h for h in heights], color=_ORANGE, linewidth=0.8)
+    _ = axes.set_yticks(range(len(ranks)), [f"worker {r}" for r in ranks], fontsize=8)
+    axes.invert_yaxis()
+    _ = axes.set_xlabel("seconds")
+    handles = [_patch(_BLUE, "computing"), _patch("#e9dcc9", "waiting"), _patch(_ORANGE, "sent")]
+    _ = axes.legend(handles=handles, frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
+    figure.suptitle(run.settings.get("title", ""), fontsize=10, color="#333", x=0.02, ha="left")
+    return figure
+
+
+def against(run: Run) -> Figure:
+    """Loss against seconds (virtual ones, of a simulated run) and against samples."""
+    table = run.history.to_pydict()
+    figure, _ = _empty((11, 4.2), columns=2)
+    for axes, name in zip(figure.axes, ("seconds", "samples"), strict=True):
+        _line(axes, table[name], table["train_loss"], "training", _BLUE)
+        if "validation_loss" in table:
+            _line(axes, table[name], table["validation_loss"], "validation", _ORANGE)
+        _ = axes.set_xlabel(name)
+        _ = axes.set_ylabel("loss")
+        axes.grid(alpha=0.25)
+        _ = axes.legend(frameon=False, fontsize=9)
+    figure.suptitle(run.settings.get("title", ""), fontsize=10, color="#333")
+    return figure
+
+
+def _empty(size: tuple[float, float], columns: int = 1) -> tuple[Figure, Axes]:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise UsageError("plots need matplotlib: pip install 'firesteel[bench]'.") from error
+    figure = Figure(figsize=size, layout="constrained")
+    for axes in figure.subplots(1, columns, squeeze=False)[0]:
+        axes.spines[["right", "top"]].set_visible(False)
+    return figure, figure.axes[0]
+
+
+def _patch(colour: str, label: str) -> Any:
+    from matplotlib.patches import Patch
+
+    return Patch(color=colour, label=label)
 
 
 def html(run: Run) -> str:

@@ -104,6 +104,24 @@ class Run:
             figure.savefig(path, dpi=144)
         return figure
 
+    def plot_gantt(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """A strip for each worker: when it computed, waited and sent. Saved if `path` is given."""
+        from firesteel.plots import gantt
+
+        figure = gantt(self)
+        if path is not None:
+            figure.savefig(path, dpi=144)
+        return figure
+
+    def plot_loss(self, path: str | os.PathLike[str] | None = None) -> Figure:
+        """Loss against seconds (virtual ones, of a simulated run) and against samples. Saved if `path` is given."""
+        from firesteel.plots import against
+
+        figure = against(self)
+        if path is not None:
+            figure.savefig(path, dpi=144)
+        return figure
+
     def __str__(self) -> str:
         rows = self.history.num_rows
         said = ", ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())

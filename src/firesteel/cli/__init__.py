@@ -1,4 +1,4 @@
-"""The command line: `firesteel train`, `predict`, `replay`, `strategies`, `doctor`."""
+"""The command line: `firesteel train`, `predict`, `replay`, `calibrate`, `plan`, `strategies`, `doctor`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from typing import Annotated, Any, Union
 
 import tyro
 
+from firesteel.cli.calibrate import Calibrate
 from firesteel.cli.doctor import Doctor
+from firesteel.cli.plan import PlanCommand
 from firesteel.cli.predict import Predict
 from firesteel.cli.replay import Replay
 from firesteel.cli.strategies import Strategies
@@ -19,6 +21,8 @@ COMMANDS: dict[str, Any] = {
     "train": Train,
     "predict": Predict,
     "replay": Replay,
+    "calibrate": Calibrate,
+    "plan": PlanCommand,
     "strategies": Strategies,
     "doctor": Doctor,
 }

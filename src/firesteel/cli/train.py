@@ -142,7 +142,7 @@ class Train:
         """Train as the flags say, on data read as `home` reads it."""
         from firesteel.train import train
 
-        rows, columns = self._data(home)
+        rows, columns = self.rows_for(home)
         return train(
             model_of(self.model),
             rows,
@@ -150,7 +150,7 @@ class Train:
             label=self.label,
             weight=self.weight,
             loss=self.loss,
-            optimizer=self._optimizer(),
+            optimizer=self.chosen_optimizer(),
             strategy=strategy_of(self.strategy, self.set),
             on=on,
             batch_size=self.batch_size,
@@ -168,7 +168,7 @@ class Train:
             progress=self.progress,
         )
 
-    def _data(self, on: Any) -> tuple[Any, Features]:
+    def rows_for(self, on: Any) -> tuple[Any, Features]:
         columns: Features = list(self.features) if len(self.features) > 1 else self.features[0]
         if self.image_shape is not None:
             columns = Image(self.features[0], self.image_shape)
@@ -187,7 +187,7 @@ class Train:
         except ValueError:
             return self.validation
 
-    def _optimizer(self) -> OptimizerSettings:
+    def chosen_optimizer(self) -> OptimizerSettings:
         cls: Any = OPTIMIZERS[self.optimizer]
         given = {"lr": self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay}
         known = {f.name for f in dataclasses.fields(cls)}

@@ -11,6 +11,7 @@ Loopback sockets would copy each megabyte through the kernel twice; beside a sma
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import mmap
 import os
 import socket
@@ -40,6 +41,11 @@ def host_identity() -> str:
         return f"alone-{os.getpid()}-{time.time_ns()}"
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     return f"{boot}-{os.readlink('/proc/self/ns/net')}-{os.getuid()}"
+
+
+def host_name() -> str:
+    """The host's name, made distinct where two hosts share one machine and its name."""
+    return f"{socket.gethostname()}/{hashlib.sha256(host_identity().encode()).hexdigest()[:6]}"
 
 
 @final

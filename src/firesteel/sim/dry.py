@@ -85,13 +85,18 @@ class Prediction:
 
     @property
     def dominated_by(self) -> str:
-        shares = {
-            "computing": self.computing,
-            "the wire": self.wire,
-            "the slowest worker": self.slowest,
-            "the server": self.server,
-        }
-        return max(shares, key=lambda name: shares[name])
+        """What most of the epoch goes to."""
+        return max(self._shares, key=lambda name: self._shares[name])
+
+    @property
+    def largest_share(self) -> float:
+        """Of `dominated_by`, 0 .. 1."""
+        return max(self._shares.values())
+
+    @property
+    def _shares(self) -> dict[str, float]:
+        names = ("computing", "the wire", "the slowest worker", "the server")
+        return dict(zip(names, (self.computing, self.wire, self.slowest, self.server), strict=True))
 
 
 @final

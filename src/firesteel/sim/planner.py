@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -98,12 +99,14 @@ def plan(
     optimizer: OptimizerSettings,
     shards: int = 1,
     target_seconds: float | None = None,
+    watch: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Predict seconds per epoch, bytes and memory of every strategy with every number of workers.
 
     Args:
         model: an `nn.Module`; only its size and layers matter, its speed is the cluster's `compute`.
         rows: of the whole data set; `batch_size` is per worker.
+        watch: called after every prediction.
     """
     if rows < 1 or batch_size < 1 or not workers or min(workers) < 1:
         raise UsageError(f"a plan needs rows, batch_size and workers of 1 and more; got {rows}, {batch_size}, {workers}.")
@@ -111,10 +114,11 @@ def plan(
         raise UsageError(f"{max(workers)} workers for {rows} rows: some would have nothing to train on.")
     sizes = {kind: ModelSize.of(model, kind) for kind in {optimizer, SGD()}}
     alone = rehearse(Single(), cluster.resized(1), sizes[optimizer], rows, batch_size).epoch_seconds
-    found = [
-        rehearse(s, cluster.resized(n), sizes[SGD() if isinstance(s, EAMSGD) else optimizer], rows, batch_size, shards)
-        for n in workers
-        for s in strategies
-        if not (isinstance(s, Single) and n > 1)
-    ]
+    found: list[Prediction] = []
+    for n in workers:
+        for strategy in strategies:
+            if not (isinstance(strategy, Single) and n > 1):
+                size = sizes[SGD() if isinstance(strategy, EAMSGD) else optimizer]
+                found.append(rehearse(strategy, cluster.resized(n), size, rows, batch_size, shards))
+            watch()
     return Plan(alone, tuple(found), target_seconds)

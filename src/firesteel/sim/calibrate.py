@@ -1,0 +1,192 @@
+"""Measure a real world, and write it down as a cluster.
+
+Two small strategies are trained on that world like any other: one computes and meets, the other pushes to a server. What took
+how long is read from their traces, so this works wherever training does.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import torch
+from torch import nn
+
+from firesteel.errors import UsageError
+from firesteel.local.world import Local
+from firesteel.net.protocol import Net, Push, Vec
+from firesteel.net.shared import host_name
+from firesteel.optim import SGD
+from firesteel.run import Run
+from firesteel.sim.cluster import Cluster, Compute, Merging, Network
+from firesteel.worker import Worker, flatten
+
+_TIMES = 12  # each measurement; the first quarter warms up
+_TINY = 16  # numbers of a message that is nothing but latency
+
+
+@final
+@dataclass(frozen=True)
+class _Meets:
+    """Steps on full and on quarter batches, then all-reduces of nothing and of a model."""
+
+    batch_size: int
+    numbers: int
+
+    async def run(self, worker: Worker, net: Net) -> Vec:
+        for rows in _row_counts(self.batch_size):
+            for _ in range(3 * _TIMES):
+                index = torch.randperm(worker.shard.rows)[:rows]
+                worker.step(worker.gradient(worker.shard.take(index)))
+        for numel in (_TINY, self.numbers):
+            x = torch.zeros(numel)
+            for _ in range(_TIMES + 1):
+                _ = await net.all_reduce(x, "sum")
+        return worker.params
+
+
+@final
+@dataclass(frozen=True)
+class _Pushes:
+    """Worker 0 alone pushes and pulls; the others have nothing to do."""
+
+    needs_seen: ClassVar[bool] = False
+
+    async def run(self, worker: Worker, net: Net) -> Vec:
+        center = await net.pull()
+        if net.rank == 0:
+            for _ in range(_TIMES + 1):
+                center = await net.exchange(torch.zeros_like(center))
+        return center
+
+    def merge(self, center: Vec, push: Push) -> None:
+        _ = center.add_(push.delta)
+
+
+def _row_counts(batch_size: int) -> tuple[int, int]:
+    return batch_size, max(1, batch_size // 4)
+
+
+def calibrate(model: Any, data: Any, *, on: Any = Local(), batch_size: int = 64, **settings: Any) -> Cluster:
+    """Measure compute per row, latency, bandwidth and the speed of merging of a real world; well under a minute.
+
+    Args:
+        model, data, on, batch_size: as for `firesteel.train`; the seconds of a row are those of this model.
+        settings: what else `train` takes: features, label, loss, optimizer, ...
+
+    Returns:
+        A cluster like the one that was measured, to be saved, changed, and given to `Simulated` or `firesteel.plan`.
+
+    Raises:
+        UsageError: there are fewer than two workers, so that there is no network to measure.
+
+    Example:
+        >>> import firesteel
+        >>> cluster = firesteel.calibrate(
+        ...     lambda: firesteel.models.MLP(64, 32, 10), firesteel.datasets.digits(), progress="none"
+        ... )
+        >>> cluster.workers, cluster.network.workers_per_host
+        (2, 2)
+    """
+    from firesteel.train import train
+
+    if on.workers < 2:
+        raise UsageError("with one worker there is no network to measure; calibrate with workers=2 or more.")
+    settings = {"validation": None, "progress": "none", **settings}
+    module = model if isinstance(model, nn.Module) else model()
+    parameters = flatten(module)[0]
+    numbers = max(parameters.numel(), 2**14)
+    gang = train(model, data, strategy=_Meets(batch_size, numbers), on=on, batch_size=batch_size, max_steps=1, **settings)
+    steps, merged = _times(gang, "step", "rows"), _times(gang, "all_reduce", "bytes")
+    if len(steps) < 2:
+        raise UsageError(
+            f"some worker has fewer rows than a quarter of batch_size={batch_size}: give more data to measure with."
+        )
+    full, part = (steps[rows] for rows in sorted(steps, reverse=True)[:2])
+    most, fewest = sorted(steps, reverse=True)[:2]
+    row_seconds = [max((f - p) / (most - fewest), 0.0) for f, p in zip(full, part, strict=True)]
+    step_seconds = max(0.0, statistics.fmean(f - most * r for f, r in zip(full, row_seconds, strict=True)))
+    n = on.workers
+    tiny, large = (statistics.fmean(merged[size]) for size in sorted(merged))
+    latency = tiny / (2 * (n - 1))
+    bandwidth = 2 * (n - 1) / n * 4 * (numbers - _TINY) / max(large - tiny, 1e-9)
+    small, big = (_exchange_seconds(size, on, settings) for size in (_TINY, numbers))
+    merge = _merge_bandwidth(numbers)
+    message = max(0.0, small - 2 * latency)
+    stream = 2 * 4 * numbers / max(big - small - 4 * numbers / merge, 1e-9)
+    hosts = gang.settings["hosts"]
+    per_host = max(hosts.count(h) for h in hosts)
+    alone = per_host == n
+    network = (
+        Network(workers_per_host=n, local_latency_seconds=latency, local_bandwidth=bandwidth)
+        if alone
+        else Network(latency_seconds=latency, bandwidth=bandwidth, workers_per_host=per_host)
+    )
+    beside = isinstance(on, Local) or host_name() in hosts or _connect(on)
+    merging = Merging(merge, message, stream, "worker" if beside else "shared")
+    about = (
+        f"{_named(model, module)}, batches of {batch_size}, on {type(on).__name__}(workers={n}), {time.strftime('%Y-%m-%d')}"
+    )
+    each: float | tuple[float, ...] = tuple(row_seconds)
+    if max(row_seconds) < 1.1 * min(row_seconds):
+        each = statistics.fmean(row_seconds)  # equal but for noise
+    return Cluster(n, Compute(each, step_seconds), network, merging=merging, about=about)
+
+
+def _times(run: Run, kind: str, by: str) -> dict[int, list[float]]:
+    """Median seconds from one event to the next of the same kind and size: size -> one number a worker."""
+    table = run.trace.to_pydict()
+    found: dict[int, dict[int, list[float]]] = {}
+    before: dict[int, tuple[str, int, float]] = {}
+    for rank, what, size, seconds in zip(table["rank"], table["kind"], table[by], table["seconds"], strict=True):
+        last = before.get(rank)
+        if what == kind and last is not None and last[:2] == (kind, size):
+            found.setdefault(size, {}).setdefault(rank, []).append(seconds - last[2])
+        before[rank] = (what, size, seconds)
+    return {
+        size: [statistics.median(times[len(times) // 4 :]) for _, times in sorted(ranks.items())]
+        for size, ranks in found.items()
+    }
+
+
+def _exchange_seconds(numbers: int, on: Any, settings: dict[str, Any]) -> float:
+    """Of one push and pull of so many numbers at a server that has nothing else to do."""
+    from firesteel.train import train
+
+    rows = torch.zeros(2 * on.workers, 1)
+    plain = {name: value for name, value in settings.items() if name in ("validation", "progress", "seed")}
+    run = train(
+        lambda: nn.Linear(1, numbers, bias=False),
+        (rows, torch.zeros(2 * on.workers, numbers)),
+        loss="mse",
+        optimizer=SGD(lr=0.1),
+        strategy=_Pushes(),
+        on=on,
+        batch_size=1,
+        max_steps=1,
+        metrics=(),
+        **plain,
+    )
+    return _times(run, "exchange", "bytes")[4 * numbers][0]
+
+
+def _merge_bandwidth(numbers: int) -> float:
+    """Bytes per second of an in-place merge and the copy that answers it, on this machine."""
+    center, delta, answer = torch.zeros(numbers), torch.zeros(numbers), torch.zeros(numbers)
+    times = []
+    for _ in range(20):
+        began = time.perf_counter()
+        _ = center.add_(delta)
+        _ = answer.copy_(center)
+        times.append(time.perf_counter() - began)
+    return 4 * numbers / statistics.median(times)
+
+
+def _connect(on: Any) -> bool:
+    return type(getattr(on, "session", None)).__module__.startswith("pyspark.sql.connect")
+
+
+def _named(model: Any, module: nn.Module) -> str:
+    return getattr(model, "__name__", "") if getattr(model, "__name__", "<lambda>") != "<lambda>" else type(module).__name__
