@@ -194,7 +194,7 @@ def merges(label: str) -> list[list[str]]:
     """Each merge beside an in-place `add_` of the same size, interleaved."""
     torch.set_num_threads(1)
     size = SIZES[label]
-    middle, delta, seen = torch.randn(size), torch.randn(size) * 1e-6, torch.randn(size)
+    middle, delta, seen, pulled = torch.randn(size), torch.randn(size) * 1e-6, torch.randn(size), torch.randn(size)
     contestants: dict[str, Any] = {"add_": lambda: middle.add_(delta)}
     for strategy in (firesteel.Downpour(), firesteel.AGN(), firesteel.DynSGD(), firesteel.ADAG()):
         push = Push(delta, 3, seen, 0, 1, 5)
@@ -202,6 +202,7 @@ def merges(label: str) -> list[list[str]]:
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(60 if label == "5 MB" else 12):
         for name, call in contestants.items():
+            seen.copy_(pulled)  # a merge may use it up
             began = time.perf_counter()
             _ = call()
             seconds[name].append(time.perf_counter() - began)

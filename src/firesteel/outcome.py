@@ -30,12 +30,14 @@ from firesteel.run import Run
 from firesteel.worker import layout
 
 
-def brief(settings: Any) -> str:
+def brief(settings: Any, depth: int = 2) -> str:
     """A dataclass of settings with only those that are not the default: `ModelAveraging(period=4)`."""
     if not dataclasses.is_dataclass(settings) or isinstance(settings, type):
         return repr(settings)
+    if not depth:
+        return "..."
     shown = [
-        f"{f.name}={brief(value)}"
+        f"{f.name}={brief(value, depth - 1)}"
         for f in dataclasses.fields(settings)
         if f.repr and ((value := getattr(settings, f.name)) != f.default or f.name == "workers")
     ]

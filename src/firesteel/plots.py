@@ -135,7 +135,7 @@ def gantt(run: Run, most_workers: int = 32) -> Figure:
         at = [table["seconds"][i] for i in sent]
         _ = axes.vlines(at, [row - 0.32] * len(at), [row - 0.32 + h for h in heights], color=_ORANGE, linewidth=0.8)
     _ = axes.set_yticks(range(len(ranks)), [f"worker {r}" for r in ranks], fontsize=8)
-    axes.invert_yaxis()
+    _ = axes.set_ylim(len(ranks) - 0.4, -0.6)
     _ = axes.set_xlabel("seconds")
     handles = [_patch(_BLUE, "computing"), _patch("#e9dcc9", "waiting"), _patch(_ORANGE, "sent")]
     _ = axes.legend(handles=handles, frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))

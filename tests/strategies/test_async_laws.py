@@ -43,6 +43,7 @@ def reference(strategy, start: np.ndarray, events) -> np.ndarray:
 @pytest.mark.parametrize("strategy", [Downpour(), DynSGD(), AGN(), ADAG(), ADAG(gamma=1e-2), AEASGD(), EAMSGD()], ids=brief)
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_merges_follow_the_papers(strategy, workers):
+    """Pushes and pulls by themselves, also several pushes in a row, and both in one message."""
     rng = np.random.default_rng(workers)
     start = rng.standard_normal(40)
     center = Center(torch.from_numpy(start.copy()), strategy, workers, rules=Rules(record_every=3))
@@ -59,9 +60,12 @@ def test_merges_follow_the_papers(strategy, workers):
             events.append(("pull", worker, None))
         else:
             numbers[worker] += 1
-            delta = 0.1 * rng.standard_normal(40)
-            assert center.push(worker, 0, numbers[worker], NOTE, torch.from_numpy(delta), 0.0)
+            delta, both = 0.1 * rng.standard_normal(40), rng.random() < 0.3
+            assert center.push(worker, 0, numbers[worker], NOTE, torch.from_numpy(delta), 0.0, both)
             events.append(("push", worker, delta))
+            if both:
+                center.pull(worker, 0, 0.0, torch.empty(40, dtype=torch.float64))
+                events.append(("pull", worker, None))
     np.testing.assert_allclose(center.params.numpy(), reference(strategy, start, events), rtol=1e-12, atol=1e-12)
     table = center.table().to_pylist()
     version, pulled = 0, {}
@@ -328,6 +332,19 @@ def test_a_push_counts_once_and_in_order():
     with pytest.raises(UsageError, match="next one is 2"):
         c.push(0, 0, 3, NOTE, one, 0.0)
     assert c.params.tolist() == [1, 1, 1] and c.version == 1
+
+
+def test_what_a_lost_server_had_sent_damps_nothing():
+    """After a restart a push may come before any pull; ADAG takes it as it is."""
+    one = Center(torch.zeros(3), ADAG(), 2)
+    one.join(0, 0, 0.0)
+    one.pull(0, 0, 0.0, torch.empty(3))
+    assert one.push(0, 0, 1, NOTE, torch.ones(3), 0.0)
+    two = Center(torch.zeros(3), ADAG(), 2)
+    two.restore(*one.snapshot(), same_run=True)
+    assert two.join(0, 1, 0.0)[0] == 1
+    assert two.push(0, 1, 2, NOTE, torch.ones(3), 0.0)
+    assert two.params.tolist() == [2, 2, 2]
 
 
 def test_an_older_attempt_is_fenced_off():

@@ -126,8 +126,8 @@ def _show(found: Plan) -> None:
             f"{p.dominated_by} ({p.largest_share:.0%})",
         )
         before = p.workers
-    console = Console()
-    console.print(table, soft_wrap=True)
+    console = Console(width=max(Console().width, 100))
+    console.print(table)
     chosen, why = found.recommendation()
     console.print(f"\none worker alone: {found.alone_seconds:.3g} s/epoch", highlight=False)
     console.print(f"take {_name(chosen)} with {chosen.workers} workers: {why}.", highlight=False, soft_wrap=True)

@@ -10,6 +10,8 @@ from typing import Any
 from firesteel.errors import UsageError
 from firesteel.local.world import Local
 from firesteel.server import DEFAULT, Server
+from firesteel.sim.cluster import Cluster
+from firesteel.sim.world import Simulated
 from firesteel.spark.world import Spark
 
 
@@ -37,10 +39,17 @@ def _stopped_at_exit(session: Any) -> Any:
     return session
 
 
-def world(on: str, workers: int, master: str | None, remote: str | None, server: Server = DEFAULT) -> Local | Spark:
+def world(
+    on: str, workers: int | None, master: str | None, remote: str | None, server: Server = DEFAULT
+) -> Local | Spark | Simulated:
     """The world that the flags name."""
+    if on == "spark":
+        return Spark(workers=2 if workers is None else workers, session=spark_session(master, remote), server=server)
+    if master or remote:
+        raise UsageError("--master and --remote go with --on spark.")
     if on == "local":
-        if master or remote:
-            raise UsageError("--master and --remote go with --on spark.")
-        return Local(workers=workers, server=server)
-    return Spark(workers=workers, session=spark_session(master, remote), server=server)
+        return Local(workers=2 if workers is None else workers, server=server)
+    if not on.endswith(".json"):
+        raise UsageError(f"--on {on!r}: it is local, spark, or the JSON file of an imagined cluster.")
+    cluster = Cluster.load(on)
+    return Simulated(cluster if workers is None else cluster.resized(workers), server)

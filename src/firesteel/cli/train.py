@@ -25,6 +25,7 @@ from firesteel.optim import SGD, Adagrad, Adam, AdamW, OptimizerSettings
 from firesteel.progress import Show
 from firesteel.run import Run
 from firesteel.server import Server
+from firesteel.sim.world import Simulated
 from firesteel.spark.world import Spark
 from firesteel.strategies import CATALOGUE
 
@@ -44,6 +45,7 @@ class Train:
       firesteel train mlp:64,128,10 digits --on spark --master "local-cluster[2,1,2048]"
       firesteel train mymodels:net data.parquet --strategy mymethods:Gossip --set period=2
       firesteel train mlp:64,128,10 digits --strategy DynSGD --workers 4 --server shards=2 --staleness staleness.png
+      firesteel train mlp:64,128,10 digits --strategy AGN --on cluster.json --workers 100 --gantt gantt.png
 
     Ctrl-C stops within seconds and keeps the model.
     """
@@ -74,10 +76,10 @@ class Train:
     """A name of `firesteel strategies`, or MODULE:CLASS."""
     set: Annotated[list[str], tyro.conf.arg(metavar="NAME=VALUE")] = field(default_factory=list)
     """Settings of the strategy, such as period=16."""
-    on: Literal["local", "spark"] = "local"
-    """This machine, or Spark."""
-    workers: int = 2
-    """Number of workers."""
+    on: str = "local"
+    """local: this machine; spark; or the JSON file of an imagined cluster, which trains in virtual time."""
+    workers: int | None = None
+    """Number of workers: 2, or as many as the imagined cluster has."""
     master: str | None = None
     """Spark's master, such as "local-cluster[2,1,2048]" or spark://host:7077."""
     remote: str | None = None
@@ -112,6 +114,8 @@ class Train:
     """Save the model into this folder."""
     plot: str | None = None
     """Draw the learning curves into this file."""
+    gantt: str | None = None
+    """Draw who computed, waited and sent when into this file."""
     staleness: str | None = None
     """Draw the histogram of staleness into this file, for strategies with a server."""
     json: bool = False
@@ -134,11 +138,11 @@ class Train:
         self._finish(run)
         return 0
 
-    def world(self) -> Local | Spark:
+    def world(self) -> Local | Spark | Simulated:
         """Where the flags say it runs."""
         return world(self.on, self.workers, self.master, self.remote, Server(**_settings(Server, self.server)))
 
-    def train(self, home: Local | Spark, on: Any) -> Run:
+    def train(self, home: Local | Spark | Simulated, on: Any) -> Run:
         """Train as the flags say, on data read as `home` reads it."""
         from firesteel.train import train
 
@@ -203,11 +207,15 @@ class Train:
         if self.plot:
             run.plot(self.plot)
             print(f"plot:  {self.plot}", file=sys.stderr)
+        if self.gantt:
+            run.plot_gantt(self.gantt)
+            print(f"gantt: {self.gantt}", file=sys.stderr)
         if self.staleness:
             run.plot_staleness(self.staleness)
             print(f"staleness: {self.staleness}", file=sys.stderr)
         rate, seconds = run.timing["samples_per_second"], run.timing["train_seconds"]
-        print(f"{run.status}: {run.settings['steps']} steps, {seconds:.1f} s, {rate:,.0f} samples/s", file=sys.stderr)
+        unit = "virtual s" if self.on.endswith(".json") else "s"
+        print(f"{run.status}: {run.settings['steps']} steps, {seconds:.3g} {unit}, {rate:,.0f} samples/s", file=sys.stderr)
         for name, value in run.metrics.items():
             print(f"  {name:24}{value:.5g}", file=sys.stderr)
         if self.json:

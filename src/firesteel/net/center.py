@@ -158,8 +158,12 @@ class Center:
         self._event("pull", worker, member, seconds, sent=into.numel() * into.element_size(), told=told)
         return self.version
 
-    def push(self, worker: int, attempt: int, sequence: int, note: Note, delta: Vec, seconds: float) -> bool:
+    def push(
+        self, worker: int, attempt: int, sequence: int, note: Note, delta: Vec, seconds: float, pulls: bool = False
+    ) -> bool:
         """Merge one push, [P] or, with statistics, [P + Q]; returns whether it was new.
+
+        `pulls`: a pull of the sender follows at once, so that the center it saw is needed no more and `merge` may have it.
 
         Raises:
             Fenced: a newer attempt of the worker has joined.
@@ -186,9 +190,11 @@ class Center:
             if self._scratch is None:
                 self._scratch = torch.empty_like(self.params)
             distance, before = float(torch.dist(self.params, seen)), self._scratch.copy_(self.params)
-        self._strategy.merge(
-            self.params, Push(delta, staleness, seen if self._needs_seen else None, worker, sequence, note.steps)
-        )
+        given = None
+        if self._needs_seen:
+            # What a lost server had sent is gone with it; nothing has moved, then, as far as this one knows.
+            given = self.params.clone() if seen is None else seen if pulls else seen.clone()
+        self._strategy.merge(self.params, Push(delta, staleness, given, worker, sequence, note.steps))
         if before is not None:
             size = float(torch.linalg.vector_norm(delta))
             scaling = float(torch.dist(self.params, before)) / size if size else math.nan

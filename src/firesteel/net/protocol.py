@@ -130,7 +130,7 @@ class Push:
     staleness: int
     """Pushes of others merged since the sender's last pull, and its own without a pull between."""
     seen: Vec | None
-    """The center that the sender pulled last, [P]; None unless the strategy's `needs_seen` is true."""
+    """The center that the sender pulled last, [P], which `merge` may write to; None unless `needs_seen` is true."""
     worker: int
     sequence: int
     """The sender's pushes, counted from 1."""

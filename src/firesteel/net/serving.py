@@ -178,7 +178,7 @@ class Server:
                     line.read(spare[1])
                 if kind in (wire.PUSH, wire.EXCHANGE):
                     with lock:
-                        _ = center.push(worker, attempt, sequence, note, spare[0], self._seconds())
+                        _ = center.push(worker, attempt, sequence, note, spare[0], self._seconds(), kind == wire.EXCHANGE)
                         if self._bounded:
                             self._changed.notify_all()
                 if kind in (wire.PULL, wire.EXCHANGE):

@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -40,7 +41,7 @@ class _Meets:
             for _ in range(3 * _TIMES):
                 index = torch.randperm(worker.shard.rows)[:rows]
                 worker.step(worker.gradient(worker.shard.take(index)))
-        for numel in (_TINY, self.numbers):
+        for numel in (_TINY, self.numbers, 4 * self.numbers):
             x = torch.zeros(numel)
             for _ in range(_TIMES + 1):
                 _ = await net.all_reduce(x, "sum")
@@ -97,7 +98,8 @@ def calibrate(model: Any, data: Any, *, on: Any = Local(), batch_size: int = 64,
     settings = {"validation": None, "progress": "none", **settings}
     module = model if isinstance(model, nn.Module) else model()
     parameters = flatten(module)[0]
-    numbers = max(parameters.numel(), 2**14)
+    numbers = max(parameters.numel(), 2**16)
+    sizes = (_TINY, numbers, 4 * numbers)
     gang = train(model, data, strategy=_Meets(batch_size, numbers), on=on, batch_size=batch_size, max_steps=1, **settings)
     steps, merged = _times(gang, "step", "rows"), _times(gang, "all_reduce", "bytes")
     if len(steps) < 2:
@@ -109,13 +111,15 @@ def calibrate(model: Any, data: Any, *, on: Any = Local(), batch_size: int = 64,
     row_seconds = [max((f - p) / (most - fewest), 0.0) for f, p in zip(full, part, strict=True)]
     step_seconds = max(0.0, statistics.fmean(f - most * r for f, r in zip(full, row_seconds, strict=True)))
     n = on.workers
-    tiny, large = (statistics.fmean(merged[size]) for size in sorted(merged))
-    latency = tiny / (2 * (n - 1))
-    bandwidth = 2 * (n - 1) / n * 4 * (numbers - _TINY) / max(large - tiny, 1e-9)
+    constant, per_byte = _line(
+        [(4 * size, statistics.fmean(merged[sent])) for size, sent in zip(sizes, sorted(merged), strict=True)]
+    )
+    latency, bandwidth = constant / (2 * (n - 1)), 2 * (n - 1) / n / per_byte
     small, big = (_exchange_seconds(size, on, settings) for size in (_TINY, numbers))
     merge = _merge_bandwidth(numbers)
     message = max(0.0, small - 2 * latency)
-    stream = 2 * 4 * numbers / max(big - small - 4 * numbers / merge, 1e-9)
+    moving = max(big - small - 4 * numbers / merge, (big - small) / 10, 1e-9)  # what is left for the two ways of the numbers
+    stream = 2 * 4 * numbers / moving
     hosts = gang.settings["hosts"]
     per_host = max(hosts.count(h) for h in hosts)
     alone = per_host == n
@@ -151,6 +155,15 @@ def _times(run: Run, kind: str, by: str) -> dict[int, list[float]]:
     }
 
 
+def _line(points: list[tuple[int, float]]) -> tuple[float, float]:
+    """Constant and slope, both >= 0, of seconds over bytes; each point's relative error counts alike."""
+    x, y = (np.array(c, dtype=np.float64) for c in zip(*points, strict=True))
+    slope, constant = np.polyfit(x, y, 1, w=1 / y)
+    if slope <= 0 or constant < 0:  # lost in the noise: the largest message says what the wire does, the smallest what it costs
+        constant, slope = float(y[0]), max(float(y[-1] - y[0]), 0.1 * float(y[-1])) / float(x[-1])
+    return float(constant), float(slope)
+
+
 def _exchange_seconds(numbers: int, on: Any, settings: dict[str, Any]) -> float:
     """Of one push and pull of so many numbers at a server that has nothing else to do."""
     from firesteel.train import train
@@ -181,7 +194,7 @@ def _merge_bandwidth(numbers: int) -> float:
         _ = center.add_(delta)
         _ = answer.copy_(center)
         times.append(time.perf_counter() - began)
-    return 4 * numbers / statistics.median(times)
+    return 4 * numbers / min(times)  # without whatever else ran here meanwhile
 
 
 def _connect(on: Any) -> bool:

@@ -107,7 +107,8 @@ class Servers:
         def serve() -> None:
             if member.alive and push is not None:
                 sequence, note, numbers = push
-                _ = center.push(member.rank, member.attempt, sequence, note, numbers, self.simulation.now)
+                pulls = asked is not None
+                _ = center.push(member.rank, member.attempt, sequence, note, numbers, self.simulation.now, pulls)
                 self._release(shard)
             answer()
 

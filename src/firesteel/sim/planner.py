@@ -63,7 +63,7 @@ class Plan:
         fastest = min(p.epoch_seconds for p in there)
         chosen = _trusted([p for p in there if fastest / p.epoch_seconds >= _NEARLY])
         beyond = [p for p in candidates if p.workers > workers]
-        reason = f"with {workers} workers it computes {self.efficiency(chosen):.0%} of the ideal{_eased(chosen, there)}"
+        reason = f"it has {self.efficiency(chosen):.0%} of the ideal speed-up{_eased(chosen, there)}"
         if beyond:
             held = min(beyond, key=lambda p: p.epoch_seconds)
             reason += f"; more workers mostly wait ({held.workers}: {self.efficiency(held):.0%}, for {held.dominated_by})"

@@ -35,7 +35,7 @@ class Ticker:
     def __init__(self, board: Notices, watch: Callable[[Board], None]) -> None:
         self.board: Notices = board
         self._watch: Callable[[Board], None] = watch
-        self._shown: float = 0.0
+        self._shown: float = time.monotonic()
 
     def tick(self, state: Callable[[], dict[str, Any]], final: bool = False) -> bytes | None:
         """Returns a request to stop, if there is one."""

@@ -20,7 +20,7 @@ from firesteel.errors import UsageError
 from firesteel.net.protocol import Net, Push, Vec
 from firesteel.worker import Worker
 
-_BLOCK = 2**18  # numbers
+_BLOCK = 2**21  # numbers
 
 
 async def excursions(worker: Worker, net: Net, window: int, normalise: bool, prefetch: bool) -> Vec:
@@ -170,9 +170,7 @@ class ADAG:
 
     def merge(self, center: Vec, push: Push) -> None:
         assert push.seen is not None  # the server keeps it, as `needs_seen` asks
-        gamma = center.new_tensor(self.gamma)
-        # By blocks that stay in the processor's cache: one pass through memory in place of three.
-        for c, seen, delta in zip(*(x.split(_BLOCK) for x in (center, push.seen, push.delta)), strict=True):
-            moved = c - seen
-            torch.addcmul(gamma, moved, moved, out=moved)  # gamma + (c - seen)^2
-            c.addcdiv_(delta, moved, value=self.gamma)
+        # By blocks that stay in a large cache: about one pass through memory in place of three.
+        for c, moved, delta in zip(*(x.split(_BLOCK) for x in (center, push.seen, push.delta)), strict=True):
+            torch.ops.aten.mse_loss.out(moved, c, 0, out=moved)  # (seen - c)^2 in one pass; 0: without a mean
+            c.addcdiv_(delta, moved.add_(self.gamma), value=self.gamma)
