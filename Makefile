@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 JAVA = JAVA_HOME="$$(scripts/java)"
 
-.PHONY: help venv java demo test soak lint lock clean bench-peers bench-data bench-wire bench-server bench-async
+.PHONY: help venv java demo test soak lint lock clean bench-peers bench-data bench-wire bench-server bench-async bench-predicted bench-scaling
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -49,6 +49,12 @@ bench-server: venv java ## the parameter server beside Flight, gloo, elephas and
 
 bench-async: venv java ## accuracy of the asynchronous methods on MNIST
 	$(JAVA) $(RUN) -m benchmarks.asynchronous
+
+bench-predicted: venv java ## predicted and measured epochs across two hosts (needs root and spark-hosts)
+	$(JAVA) $(RUN) -m benchmarks.predicted
+
+bench-scaling: venv ## speed-up to 256 workers of a small CNN, by simulation
+	$(RUN) -m benchmarks.scaling
 
 lock: ## resolve all versions anew and write requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
