@@ -22,18 +22,19 @@ STRATEGIES = [firesteel.SyncSGD(), firesteel.ModelAveraging(16), firesteel.DiLoC
 PICTURE = Path(__file__).parents[1] / "docs" / "scaling.png"
 
 _ABOUT = f"""LeNet on {ROWS:,} rows of MNIST, batches of {BATCH} a worker, Adam; speed-up in seconds per epoch over one worker;
-`make bench-scaling`. The published framework reports up to 11 times for a CNN, on a cluster that we cannot describe; the column
-11 is there for comparison."""
+`make bench-scaling`. The published framework reports up to 11 times for a CNN, on a cluster that we cannot describe;
+the column 11 is there for comparison."""
 
-_ASSUMED = """Assumed: every worker computes like one of this machine's ({row:.0f} us a row, {step:.0f} us a step, as calibrated),
-has a host of its own with a 1 Gbit/s card and 0.1 ms of latency behind one switch that is never the bottleneck; all-reduce by a
-ring; servers with hosts of their own merge at {merging:.1f} GB/s; rows are in memory; nobody fails or slows down. An epoch is an
-epoch: that more workers make an epoch's batches fewer and larger, and so teach less, is not in these numbers."""
+_ASSUMED = """Assumed: every worker computes like one of this machine's ({row:.0f} us a row, {step:.0f} us a step, as
+calibrated), has a host of its own with a 1 Gbit/s card and 0.1 ms of latency behind one switch that is never
+the bottleneck; all-reduce by a ring; servers with hosts of their own merge at {merging:.1f} GB/s; rows are in
+memory; nobody fails or slows down. An epoch is an epoch: that more workers make an epoch's batches fewer and
+larger, and so teach less, is not in these numbers."""
 
 _WHY = """Why it saturates: an all-reduce at every step costs 2(n-1) latencies and twice the model over the card, while the
-computing of a step stays the same and only the number of steps shrinks; so SyncSGD levels off at the ratio of the two. Averaging
-every 16 or 100 steps moves that limit out. A single server's card carries every worker's pushes and pulls, so workers that do not
-wait level off at what the card takes, and more servers move that limit in proportion."""
+computing of a step stays the same and only the number of steps shrinks; so SyncSGD levels off at the ratio of the
+two. Averaging every 16 or 100 steps moves that limit out. A single server's card carries every worker's pushes and
+pulls, so workers that do not wait level off at what the card takes, and more servers move that limit in proportion."""
 
 
 def main() -> None:

@@ -19,12 +19,12 @@ from firesteel.job import EarlyStopping
 from firesteel.local.world import Local
 from firesteel.optim import SGD, Adagrad, Adam, AdamW, ByEpochs, BySteps, Optimizer
 from firesteel.persistence import load
-from firesteel.replay import Replay
 from firesteel.run import Run
 from firesteel.server import TLS, Server
 from firesteel.sim.calibrate import calibrate
 from firesteel.sim.cluster import Cluster, Compute, Draw, Failure, Merging, Network, Slow
 from firesteel.sim.planner import plan
+from firesteel.sim.replay import Replay
 from firesteel.sim.world import Simulated
 from firesteel.spark.world import Spark
 from firesteel.strategies import (

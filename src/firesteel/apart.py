@@ -22,9 +22,9 @@ from firesteel.job import Job, Score
 from firesteel.losses import resolve_metrics
 from firesteel.net.hosting import Collected, Serve, check_snapshots, forget_snapshots, own_certificate
 from firesteel.outcome import assemble_run
-from firesteel.replay import ARRIVALS, Replay, with_meaning
 from firesteel.results import by_part, ipc
 from firesteel.run import Run
+from firesteel.sim.replay import ARRIVALS, Replay, with_meaning
 from firesteel.worker import flatten, statistics_of
 
 World = Callable[..., tuple[list[pa.RecordBatch], Collected | None]]

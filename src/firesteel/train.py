@@ -16,7 +16,7 @@ import cloudpickle
 import torch
 from torch import nn
 
-from firesteel import randomness, replay
+from firesteel import randomness
 from firesteel.apart import train_apart
 from firesteel.checkpoint import Board, Folder, Points
 from firesteel.data.columns import Features
@@ -32,9 +32,10 @@ from firesteel.net.protocol import Strategy, has_server
 from firesteel.optim import Adam, ByEpochs, BySteps, OptimizerSettings, Schedule
 from firesteel.outcome import assemble, described, rescue
 from firesteel.progress import Show, reporter
-from firesteel.replay import Replay
 from firesteel.run import Run
+from firesteel.sim import replay
 from firesteel.sim import world as simulated
+from firesteel.sim.replay import Replay
 from firesteel.sim.world import Simulated
 from firesteel.spark import world as spark
 from firesteel.spark.world import Spark

@@ -267,6 +267,12 @@ def test_the_callers_own_generator_and_threads_are_given_back():
     torch.set_num_threads(2)
     train(Simulated(Cluster(2)), SyncSGD())
     assert torch.equal(torch.rand(4), expected) and torch.get_num_threads() == 2
+    smallest = sys.float_info.min
+    assert smallest / 4 > 0  # denormal numbers are numbers again
+    torch.set_flush_denormal(True)
+    train(Simulated(Cluster(2)), SyncSGD())
+    assert smallest / 4 == 0
+    torch.set_flush_denormal(False)
 
 
 def test_a_module_given_as_it_is_is_not_shared_between_workers():

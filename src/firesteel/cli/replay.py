@@ -13,7 +13,7 @@ from firesteel.checkpoint import Folder
 from firesteel.cli.train import CALL, Train
 from firesteel.errors import UsageError
 from firesteel.progress import Show
-from firesteel.replay import Replay as World
+from firesteel.sim.replay import Replay as World
 
 
 @final

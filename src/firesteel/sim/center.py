@@ -6,8 +6,9 @@ is there: it waits for the sender's card, for the server's card, and for the mes
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, final
+from typing import Protocol, final
 
 import torch
 from torch import Tensor
@@ -19,6 +20,21 @@ from firesteel.net.wire import DIVERGED, STOPPED
 from firesteel.sim.simulation import Member, Posted, Simulation
 
 _HEAD_BYTES = 64  # of a message without numbers
+Asked = Callable[
+    [int, Tensor, int, float], None
+]  # takes a shard, its part of the center, what it is told, and when it is there
+
+
+class Transport(Protocol):
+    """What a worker's net needs of its servers: imagined ones, or the log of real ones."""
+
+    parts: Sequence[slice]
+
+    def join(self, member: Member) -> tuple[int, int]: ...
+    def post(
+        self, member: Member, numbers: list[Tensor] | None, sequence: int, note: Note | None, asked: Asked | None
+    ) -> None: ...
+    def hang_up(self, member: Member) -> None: ...
 
 
 @final
@@ -45,8 +61,14 @@ class Servers:
         self._bounded: bool = bounded
         self._max_seconds: float | None = max_seconds
         self.busy_seconds: list[float] = [0.0] * len(centers)  # spent merging and answering, so far
+        self._last: dict[tuple[int, int, int], float] = {}  # when the newest message of an attempt is at a shard
         self._busy: list[float] = [0.0] * len(centers)  # until when
         self._held: list[list[Callable[[], None]]] = [[] for _ in centers]  # pulls that the bound on staleness holds back
+
+    def begin(self, start: Callable[[int, int], None]) -> None:
+        """Every worker's first attempt begins at once."""
+        for rank in range(self.simulation.fabric.cluster.workers):
+            self.simulation.at(0.0, rank, functools.partial(start, rank, 0))
 
     def halted(self) -> bool:
         if self._max_seconds is not None and self.simulation.now >= self._max_seconds:
@@ -62,8 +84,30 @@ class Servers:
                 center.agree(member.rank, member.attempt, newest, done, self.simulation.now)
         return newest, done
 
-    def hang_up(self, member: Member, shard: int) -> None:
-        """The worker's last word has arrived: it leaves when what it has sent before is merged."""
+    def post(self, member: Member, numbers: list[Tensor] | None, sequence: int, note: Note | None, asked: Asked | None) -> None:
+        """A worker's message to all shards, at the moment of its own clock: a push, a pull, or both."""
+        simulation = self.simulation
+        fabric, most = simulation.fabric, simulation.fabric.cluster.merging.stream_bandwidth
+
+        def begin() -> None:
+            for shard in range(len(self.parts)):
+                push = None if numbers is None or note is None else (sequence, note, numbers[shard])
+                nbytes = _HEAD_BYTES if numbers is None else fabric.nbytes(numbers[shard])
+                source, target = fabric.host[member.rank], fabric.server_host[shard]
+                _, there_at = fabric.transfer(simulation.now, source, target, nbytes, most)
+                key = (member.rank, member.attempt, shard)
+                self._last[key] = there_at = max(there_at, self._last.get(key, 0.0))  # a stream keeps its order
+                simulation.at(there_at, member.rank, functools.partial(self.hear, shard, member, push, asked))
+
+        simulation.at(member.now, member.rank, begin)
+
+    def hang_up(self, member: Member) -> None:
+        """The worker is through: it leaves when what it has sent is merged."""
+        for shard in range(len(self.parts)):
+            at = max(self._last.get((member.rank, member.attempt, shard), 0.0), member.now)
+            self.simulation.at(at, member.rank, functools.partial(self._last_word, member, shard))
+
+    def _last_word(self, member: Member, shard: int) -> None:
         at = max(self._busy[shard], self.simulation.now)
         self.simulation.at(at, member.rank, lambda: self.leave(member, shard))
 
@@ -80,7 +124,7 @@ class Servers:
         shard: int,
         member: Member,
         push: tuple[int, Note, Tensor] | None,
-        asked: Callable[[int, Tensor, int, float], None] | None,
+        asked: Asked | None,
     ) -> None:
         """A message has arrived: when what came before is done with, merge what is in it and answer."""
         center, merging = self.centers[shard], self.simulation.fabric.cluster.merging
@@ -124,7 +168,7 @@ class Servers:
 class SimulatedWorker:
     """`Net` of one attempt of a worker whose strategy has a server."""
 
-    def __init__(self, member: Member, size: int, servers: Servers) -> None:
+    def __init__(self, member: Member, size: int, servers: Transport) -> None:
         self.rank: int = member.rank
         self.size: int = size
         self.note: Callable[[], Note] = lambda: Note(0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0)
@@ -132,8 +176,7 @@ class SimulatedWorker:
         self.on_stop: Callable[[], None] = lambda: None
         self.sequence: int = 0
         self._member: Member = member
-        self._servers: Servers = servers
-        self._last: list[float] = [0.0] * len(servers.parts)  # when this worker's newest message reaches each shard
+        self._servers: Transport = servers
 
     def join(self) -> int:
         """Meet the servers; returns the local steps that earlier attempts have already pushed."""
@@ -158,35 +201,21 @@ class SimulatedWorker:
         self._post(delta, self._collecting(posted))
         return posted
 
-    def _post(self, delta: Vec | None, asked: Callable[[int, Tensor, int, float], None] | None) -> None:
-        member, servers = self._member, self._servers
-        numbers: list[Tensor] | None = None
-        sequence, note = 0, None
-        if delta is not None:
-            self.sequence = sequence = self.sequence + 1
-            note, statistics = self.note(), self.statistics()
-            whole = delta.detach().clone()
-            numbers = [whole[part] for part in servers.parts]
-            if statistics.numel():
-                numbers[0] = torch.cat([numbers[0], statistics])
-        simulation = servers.simulation
-        fabric, most = simulation.fabric, simulation.fabric.cluster.merging.stream_bandwidth
-
-        def begin() -> None:
-            for shard in range(len(servers.parts)):
-                push = None if numbers is None or note is None else (sequence, note, numbers[shard])
-                nbytes = _HEAD_BYTES if numbers is None else self._nbytes(numbers[shard])
-                source, target = fabric.host[member.rank], fabric.server_host[shard]
-                _, there_at = fabric.transfer(simulation.now, source, target, nbytes, most)
-                self._last[shard] = there_at = max(there_at, self._last[shard])  # a stream keeps its order
-                simulation.at(there_at, member.rank, _hearing(servers, shard, member, push, asked))
-
-        simulation.at(member.now, member.rank, begin)
+    def _post(self, delta: Vec | None, asked: Asked | None) -> None:
+        if delta is None:
+            return self._servers.post(self._member, None, 0, None, asked)
+        self.sequence += 1
+        note, statistics = self.note(), self.statistics()
+        whole = delta.detach().clone()
+        numbers = [whole[part] for part in self._servers.parts]
+        if statistics.numel():
+            numbers[0] = torch.cat([numbers[0], statistics])
+        self._servers.post(self._member, numbers, self.sequence, note, asked)
 
     def _nbytes(self, x: Tensor) -> int:
-        return self._servers.simulation.fabric.nbytes(x)
+        return self._member.simulation.fabric.nbytes(x)
 
-    def _collecting(self, posted: Posted[Vec]) -> Callable[[int, Tensor, int, float], None]:
+    def _collecting(self, posted: Posted[Vec]) -> Asked:
         """Wait for every shard's part; the last one completes the verb."""
         parts: list[Tensor | None] = [None] * len(self._servers.parts)
         latest, asked_to_stop = 0.0, False
@@ -204,11 +233,8 @@ class SimulatedWorker:
         return arrived
 
     def close(self) -> None:
-        """Leave, when the servers have merged all that was pushed."""
-        member, servers = self._member, self._servers
-        for shard in range(len(servers.parts)):
-            at = max(self._last[shard], member.now)
-            servers.simulation.at(at, member.rank, lambda shard=shard: servers.hang_up(member, shard))
+        """Leave."""
+        self._servers.hang_up(self._member)
 
     # ---- what there is not -------------------------------------------------------------------------------------------
 
@@ -240,10 +266,6 @@ class SimulatedWorker:
 
     def resume(self, *default: Tensor) -> tuple[Tensor, ...]:
         return default
-
-
-def _hearing(servers: Servers, shard: int, member: Member, push: Any, asked: Any) -> Callable[[], None]:
-    return lambda: servers.hear(shard, member, push, asked)
 
 
 def _no_gang(verb: str) -> StrategyError:

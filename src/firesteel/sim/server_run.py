@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -14,15 +15,15 @@ import torch
 
 from firesteel.center_process import Notes, make_worker, split_shard
 from firesteel.data.shard import Shard
-from firesteel.data.source import stream
 from firesteel.errors import Diverged
 from firesteel.job import Job
 from firesteel.net.center import Center, Rules
 from firesteel.net.hosting import Collected, Serve
 from firesteel.net.protocol import Vec
 from firesteel.net.serving import cut
-from firesteel.results import ipc, rows
-from firesteel.sim.center import Servers, SimulatedWorker
+from firesteel.results import ipc
+from firesteel.results import rows as result_rows
+from firesteel.sim.center import SimulatedWorker
 from firesteel.sim.cluster import Cluster, Failure
 from firesteel.sim.simulation import Member, Simulation, paces, until
 from firesteel.sim.watching import Ticker
@@ -46,7 +47,18 @@ class _Seat:
 
 @final
 class ServerRun:
-    def __init__(self, job: Job, source: Any, cluster: Cluster, simulation: Simulation, ticker: Ticker, serve: Serve) -> None:
+    """`rows(rank)` gives a worker's rows, `servers(centers, parts)` who serves them: imagined servers, or a log."""
+
+    def __init__(
+        self,
+        job: Job,
+        rows: Callable[[int], Iterable[pa.RecordBatch]],
+        cluster: Cluster,
+        simulation: Simulation,
+        ticker: Ticker,
+        serve: Serve,
+        servers: Callable[[list[Center], list[slice]], Any],
+    ) -> None:
         self.job: Job = job
         self.cluster: Cluster = cluster
         self.simulation: Simulation = simulation
@@ -54,7 +66,7 @@ class ServerRun:
         began = time.perf_counter()
         self.seats: list[_Seat] = []
         for rank in range(cluster.workers):
-            whole, shard, held = split_shard(job, rank, stream(source, rank, cluster.workers), "")
+            whole, shard, held = split_shard(job, rank, rows(rank), "")
             self.seats.append(_Seat(whole, shard, held.rows))
         self.data_seconds: float = time.perf_counter() - began
         self._paces: list[Any] = paces(cluster, job.seed)
@@ -73,7 +85,7 @@ class ServerRun:
             )
             for shard, part in enumerate(parts)
         ]
-        self.servers: Servers = Servers(simulation, centers, parts, rules.max_ahead is not None, job.max_seconds)
+        self.servers: Any = servers(centers, parts)
 
     def _keep(self, shard: int, params: Vec, statistics: Vec, mark: dict[str, float]) -> None:
         self._kept[shard].append((mark, params.clone(), statistics))
@@ -82,8 +94,7 @@ class ServerRun:
         simulation = self.simulation
         for failure in self.cluster.failures:
             simulation.at(failure.at_seconds, failure.worker, functools.partial(self._fail, failure))
-        for rank in range(len(self.seats)):
-            simulation.at(0.0, rank, functools.partial(self._start, rank, 0))
+        self.servers.begin(self._start)
         simulation.run()
         _ = self.ticker.tick(self._state, final=True)
         return self._report(), self._collected()
@@ -181,7 +192,8 @@ class ServerRun:
         batches: list[pa.RecordBatch] = []
         for rank, seat in enumerate(self.seats):
             member = seat.member
-            assert member is not None
+            if member is None:  # it never joined, in the run that is replayed
+                member = Member(self.simulation, rank, self._paces[rank])
             report = {
                 "samples": member.trace.samples,
                 "first_step_at": member.trace.first_step_at,
@@ -193,5 +205,5 @@ class ServerRun:
                 "timing": {"data_seconds": self.data_seconds, "train_seconds": member.now},
             }
             trace = pa.concat_tables([*seat.traces, member.trace.table()]) if member.alive else pa.concat_tables(seat.traces)
-            batches += [*rows("report", rank, json.dumps(report).encode()), *rows("trace", rank, ipc(trace))]
+            batches += [*result_rows("report", rank, json.dumps(report).encode()), *result_rows("trace", rank, ipc(trace))]
         return batches

@@ -42,6 +42,7 @@ class Simulation:
         self.now: float = 0.0
         self.events: int = 0
         self.members: list[Member] = []
+        self.on_idle: Callable[[], None] = lambda: None  # called when nothing is left to happen
         self._queue: list[tuple[float, int, int, Callable[[], None]]] = []
         self._ticks: int = 0
         self._max_events: int = max_events
@@ -69,6 +70,7 @@ class Simulation:
                 action()
         finally:
             gc.unfreeze()
+        self.on_idle()
         stuck = [m for m in self.members if m.program is not None and m.alive]
         if stuck:
             raise StrategyError(_deadlock(stuck, self.members))
@@ -183,7 +185,7 @@ class Member:
                 "between two verbs write plain PyTorch without await"
             )
         if not torch.is_grad_enabled():
-            _ = torch.set_grad_enabled(True)
+            program.close()  # leaves the with-block, so that the caller's mode is what it was
             raise StrategyError(
                 f"worker {self.rank} awaits {posted.what()} inside torch.no_grad(): in virtual time another worker would go on "
                 "there and compute no gradients. End the with-block before the await."

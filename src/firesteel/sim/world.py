@@ -16,9 +16,11 @@ from firesteel.data.source import FrameSource, TableSource, stream
 from firesteel.errors import FiresteelError, UsageError
 from firesteel.failures import describe, raise_cause
 from firesteel.job import Job, Score
+from firesteel.lent import lent
 from firesteel.net.hosting import Collected, Serve
 from firesteel.net.meeting import Meeting
 from firesteel.server import DEFAULT, Server
+from firesteel.sim.center import Servers
 from firesteel.sim.cluster import Cluster
 from firesteel.sim.fabric import Fabric
 from firesteel.sim.gang_run import GangRun
@@ -68,31 +70,35 @@ def run(
         from firesteel.data.frame import to_table
 
         source = TableSource(to_table(source.frame, source.columns), source.columns)
-    threads, state, size = torch.get_num_threads(), torch.get_rng_state(), on.workers
-    job = replace(job, threads=on.threads)
-    torch.set_num_threads(on.threads)
-    _ = torch.set_flush_denormal(True)
-    try:
-        if isinstance(job.work, Score):
-            device, meet = torch.device("cpu"), [Meeting(rank, size, "", 0, "") for rank in range(size)]
-            return [batch for m in meet for batch in score(job, m, stream(source, m.rank, size), device)], None
-        cluster = on.cluster
-        simulation = Simulation(Fabric(cluster, on.server.shards if serve else 0), on.max_events, on.max_virtual_seconds)
-        with interrupts() as board:
-            ticker = Ticker(board, watch)
-            if serve is None:
-                return GangRun(job, source, cluster, simulation, ticker).run(), None
-            return ServerRun(job, source, cluster, simulation, ticker, serve).run()
-    except FiresteelError:
-        raise
-    except Exception as error:
-        rank = getattr(error, "firesteel_rank", None)
-        if rank is None:
+    job, size = replace(job, threads=on.threads), on.workers
+    with lent(on.threads):
+        try:
+            if isinstance(job.work, Score):
+                device, meet = torch.device("cpu"), [Meeting(rank, size, "", 0, "") for rank in range(size)]
+                return [batch for m in meet for batch in score(job, m, stream(source, m.rank, size), device)], None
+            fabric = Fabric(on.cluster, on.server.shards if serve else 0)
+            simulation = Simulation(fabric, on.max_events, on.max_virtual_seconds)
+            with interrupts() as board:
+                ticker = Ticker(board, watch)
+                if serve is None:
+                    return GangRun(job, source, on.cluster, simulation, ticker).run(), None
+                bounded = on.server.max_ahead is not None
+                return ServerRun(
+                    job,
+                    lambda rank: stream(source, rank, size),
+                    on.cluster,
+                    simulation,
+                    ticker,
+                    serve,
+                    lambda centers, parts: Servers(simulation, centers, parts, bounded, job.max_seconds),
+                ).run()
+        except FiresteelError:
             raise
-        raise_cause([describe(error, rank)], "")
-    finally:
-        torch.set_num_threads(threads)
-        torch.set_rng_state(state)
+        except Exception as error:
+            rank = getattr(error, "firesteel_rank", None)
+            if rank is None:
+                raise
+            raise_cause([describe(error, rank)], "")
 
 
 def _check(job: Job) -> None:
