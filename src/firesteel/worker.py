@@ -7,7 +7,7 @@ takes the buffer as it is, `worker.params = vec` is one copy, and any optimizer 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -286,22 +286,24 @@ def _statistics(module: nn.Module) -> list[Tensor]:
     return [b for b in module.buffers() if b.is_floating_point()]
 
 
+def buckets(slots: Sequence[Slot], bucket_bytes: int, element_bytes: int) -> list[list[Slot]]:
+    """Slots in groups of at least `bucket_bytes`, the last ones first: a backward pass completes them first."""
+    groups: list[list[Slot]] = [[]]
+    for slot in reversed(slots):
+        groups[-1].append(slot)
+        if sum(s.numel for s in groups[-1]) * element_bytes >= bucket_bytes:
+            groups.append([])
+    return [group for group in groups if group]
+
+
 @final
 class _Buckets:
     """Tells when slices of the gradient are complete, in one order on every worker, whichever comes first."""
 
     def __init__(self, module: nn.Module, slots: list[Slot], bucket_bytes: int, element_bytes: int) -> None:
-        self.parts: list[slice] = []
-        self._of: dict[str, int] = {}
-        stop = end = slots[-1].offset + slots[-1].numel
-        members: list[str] = []
-        for slot in reversed(slots):  # a backward pass completes the last parameters first
-            members.append(slot.name)
-            if (end - slot.offset) * element_bytes >= bucket_bytes or slot.offset == 0:
-                self._of |= dict.fromkeys(members, len(self.parts))
-                self.parts.append(slice(slot.offset, end))
-                end, members = slot.offset, []
-        assert stop == self.parts[0].stop
+        groups = buckets(slots, bucket_bytes, element_bytes)
+        self.parts: list[slice] = [slice(g[-1].offset, g[0].offset + g[0].numel) for g in groups]
+        self._of: dict[str, int] = {slot.name: number for number, group in enumerate(groups) for slot in group}
         parameters = dict(module.named_parameters())
         for name, bucket in self._of.items():
             parameters[name].register_post_accumulate_grad_hook(lambda p, bucket=bucket: self._done(bucket))

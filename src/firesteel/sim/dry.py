@@ -26,7 +26,7 @@ from firesteel.sim.cluster import Cluster
 from firesteel.sim.fabric import Fabric
 from firesteel.sim.gang import Circle, SimulatedGang
 from firesteel.sim.simulation import Member, Simulation, paces
-from firesteel.worker import FORWARD, Slot, layout
+from firesteel.worker import FORWARD, Slot, buckets, layout
 
 _NUMBERS = 64  # that stand for a model
 _STEPS = 200  # of each worker: a multiple of what strategies take for a period
@@ -125,7 +125,7 @@ class DryWorker:
         self.held: int = 0  # tensors of the model's size that the strategy's program holds
         self._params: Vec = torch.zeros_like(self.grads)
         self._moments: list[Tensor] = [torch.zeros_like(self.grads) for _ in range(size.moments)]
-        self._nbytes: int = size.nbytes
+        self._size: ModelSize = size
         self._member: Member = member
 
     @property
@@ -156,10 +156,11 @@ class DryWorker:
             spend(1.0)
         else:
             spend(FORWARD)
-            count = max(1, min(self.grads.numel(), -(-self._nbytes // bucket_bytes)))
-            for part in reversed(cut(self.grads.numel(), count)):
-                spend((1 - FORWARD) * (part.stop - part.start) / self.grads.numel())
-                ready(part)
+            size, numbers = self._size, self.grads.numel()
+            for group in buckets(size.slots, bucket_bytes, size.element_bytes):
+                start, stop = group[-1].offset, group[0].offset + group[0].numel
+                spend((1 - FORWARD) * (stop - start) / size.parameters)
+                ready(slice(start * numbers // size.parameters, stop * numbers // size.parameters))
         self._member.trace.step(self.steps_done, batch.rows, batch.weight, 0.0)
         if self.steps_done == self.plan.total_steps:
             self.held = self._held()

@@ -119,4 +119,5 @@ class Script:
                     f"{event['kind']} of worker {event['worker']}, which that worker does not come to here."
                 )
         for member in self._members.values():
-            member.die()  # what still waits was lost then, and not started again
+            if member.program is not None:
+                member.die()  # what still waits was lost then, and not started again

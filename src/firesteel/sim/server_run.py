@@ -42,6 +42,7 @@ class _Seat:
     member: Member | None = None
     worker: Worker | None = None
     ended: bool = False
+    lost_at: float | None = None
     traces: list[pa.Table] = field(default_factory=list)
 
 
@@ -103,6 +104,9 @@ class ServerRun:
 
     def _start(self, rank: int, attempt: int) -> None:
         job, seat, size = self.job, self.seats[rank], len(self.seats)
+        if seat.member is not None:
+            seat.traces.append(_trace(seat, seat.member))
+            seat.lost_at = None
         member = seat.member = Member(self.simulation, rank, self._paces[rank], attempt)
         worker = make_worker(job, rank, seat.whole, seat.shard, torch.device("cpu"), member.trace, attempt)
         seat.worker = worker
@@ -142,7 +146,7 @@ class ServerRun:
         if member is None or seat.ended:
             return
         member.die()
-        seat.traces.append(until(member.trace.table(), failure.at_seconds))
+        seat.lost_at = failure.at_seconds
         for shard in range(len(self.servers.parts)):
             self.servers.leave(member, shard)
         if failure.back_seconds is not None:
@@ -204,6 +208,11 @@ class ServerRun:
                 "device": "cpu",
                 "timing": {"data_seconds": self.data_seconds, "train_seconds": member.now},
             }
-            trace = pa.concat_tables([*seat.traces, member.trace.table()]) if member.alive else pa.concat_tables(seat.traces)
+            trace = pa.concat_tables([*seat.traces, _trace(seat, member)])
             batches += [*result_rows("report", rank, json.dumps(report).encode()), *result_rows("trace", rank, ipc(trace))]
         return batches
+
+
+def _trace(seat: _Seat, member: Member) -> pa.Table:
+    table = member.trace.table()
+    return table if seat.lost_at is None else until(table, seat.lost_at)
