@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 import signal
 import socket
 import ssl
@@ -19,7 +20,7 @@ import torch
 import firesteel
 from firesteel import Downpour, Local, Server
 from firesteel.errors import Fenced, PeerLost
-from firesteel.net import wire
+from firesteel.net import serving, wire
 from firesteel.net.center import Note, Rules
 from firesteel.net.client import Address, Caller, CenterNet
 from firesteel.net.serving import Server as Process
@@ -32,10 +33,10 @@ HOST = "127.0.0.1"
 
 
 def started(folder, params, certificate=None) -> Process:
-    serving = Serving(
+    settings = Serving(
         Downpour(), params, torch.zeros(0), 4, 1, HOST, HOST, TOKEN, Rules(), ("", 0, ""), certificate, None, None, {}
     )
-    found = Process(serving, 0, str(folder))
+    found = Process(settings, 0, str(folder))
     threading.Thread(target=found.serve, daemon=True).start()
     return found
 
@@ -101,6 +102,18 @@ def test_without_the_token_nothing_is_answered(server, token):
     with pytest.raises(PeerLost, match="does not carry its token"):
         CenterNet(0, 4, 0, lambda: address(server, token), [slice(0, SIZE)], torch.float32, Trace(0)).join()
     assert not server.center.members and Caller(address(server)).status()["stopped"] is False
+
+
+def test_a_hello_that_comes_byte_by_byte_is_cut_short(server, monkeypatch):
+    monkeypatch.setattr(serving, "_HELLO_SECONDS", 0.5)
+    with socket.create_connection(("127.0.0.1", server.port), 5) as slow:
+        began = time.monotonic()
+        slow.sendall((60_000).to_bytes(4, "little"))
+        with contextlib.suppress(OSError):
+            while time.monotonic() - began < 20 and not select.select([slow], [], [], 0.1)[0]:
+                slow.sendall(b" ")
+        assert time.monotonic() - began < 5
+    assert Caller(address(server)).status()["stopped"] is False
 
 
 NOTE = Note(1, 1, 8, 8.0, 1.0, 0.0, 0.1, 0.1)

@@ -138,6 +138,7 @@ class Server:
         try:
             connection.settimeout(_HELLO_SECONDS)
             line = wire.Line(self._tls.wrap_socket(connection, server_side=True) if self._tls else connection)
+            line.be_done_within(_HELLO_SECONDS)
             told = line.read_hello()
             if not hmac.compare_digest(str(told.get("token")).encode(errors="replace"), self._token):
                 raise UsageError("this server serves one run, and the call does not carry its token.")

@@ -82,7 +82,9 @@ class Line:
 
     def __init__(self, connection: socket.socket) -> None:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        _notice_death(connection)
         self._socket: socket.socket = connection
+        self._until: float | None = None
         # The kernel fills all of a buffer before it wakes us; TLS comes by records and takes no flags.
         self._flags: int = 0 if isinstance(connection, ssl.SSLSocket) else socket.MSG_WAITALL
         self._ask: bytearray = bytearray(_ASK.size)
@@ -90,7 +92,12 @@ class Line:
 
     def wait_at_most(self, seconds: float | None) -> None:
         """For a single read or write; None waits for as long as it takes."""
+        self._until = None
         self._socket.settimeout(seconds)
+
+    def be_done_within(self, seconds: float) -> None:
+        """For all reads from now on together, so that a byte now and then does not keep the line open."""
+        self._until = time.monotonic() + seconds
 
     def read(self, into: memoryview | bytearray) -> None:
         """Fill `into`.
@@ -100,6 +107,8 @@ class Line:
         """
         left = memoryview(into)
         while left:
+            if self._until is not None:
+                self._socket.settimeout(max(self._until - time.monotonic(), 1e-3))
             got = self._socket.recv_into(left, 0, self._flags)
             if not got:
                 raise ConnectionResetError("the other side has hung up")
@@ -183,6 +192,14 @@ class Line:
 
     def close(self) -> None:
         self._socket.close()
+
+
+def _notice_death(connection: socket.socket) -> None:
+    """Without this a connection to a host that has lost its power would stay open for ever."""
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in (("TCP_KEEPIDLE", 20), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, option):
+            connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
 
 def connect(location: str, root: bytes | None, seconds: float) -> Line:
