@@ -11,7 +11,6 @@ import time
 from dataclasses import dataclass
 from typing import Any, ClassVar, final
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -41,9 +40,11 @@ class _Meets:
             for _ in range(3 * _TIMES):
                 index = torch.randperm(worker.shard.rows)[:rows]
                 worker.step(worker.gradient(worker.shard.take(index)))
-        for numel in (_TINY, self.numbers, 4 * self.numbers):
+        for numel in (_TINY, self.numbers):
             x = torch.zeros(numel)
-            for _ in range(_TIMES + 1):
+            for _ in range(_TIMES):
+                # After a gradient, as in training: what computes, and links that have rested, are part of how long it takes.
+                _ = worker.gradient(worker.shard.block(0, min(self.batch_size, worker.shard.rows)))
                 _ = await net.all_reduce(x, "sum")
         return worker.params
 
@@ -51,13 +52,14 @@ class _Meets:
 @final
 @dataclass(frozen=True)
 class _Pushes:
-    """Worker 0 alone pushes and pulls; the others have nothing to do."""
+    """The first few workers push and pull; the others have nothing to do."""
 
+    workers: int
     needs_seen: ClassVar[bool] = False
 
     async def run(self, worker: Worker, net: Net) -> Vec:
         center = await net.pull()
-        if net.rank == 0:
+        if net.rank < self.workers:
             for _ in range(_TIMES + 1):
                 center = await net.exchange(torch.zeros_like(center))
         return center
@@ -99,27 +101,27 @@ def calibrate(model: Any, data: Any, *, on: Any = Local(), batch_size: int = 64,
     module = model if isinstance(model, nn.Module) else model()
     parameters = flatten(module)[0]
     numbers = max(parameters.numel(), 2**16)
-    sizes = (_TINY, numbers, 4 * numbers)
     gang = train(model, data, strategy=_Meets(batch_size, numbers), on=on, batch_size=batch_size, max_steps=1, **settings)
-    steps, merged = _times(gang, "step", "rows"), _times(gang, "all_reduce", "bytes")
+    steps, merged = _times(gang, "step", "rows"), _times(gang, "all_reduce", "bytes", after="step")
     if len(steps) < 2:
-        raise UsageError(
-            f"some worker has fewer rows than a quarter of batch_size={batch_size}: give more data to measure with."
-        )
-    full, part = (steps[rows] for rows in sorted(steps, reverse=True)[:2])
+        raise UsageError(f"some worker has fewer rows than a quarter of batch_size={batch_size}: give more data to measure.")
     most, fewest = sorted(steps, reverse=True)[:2]
+    full, part = ([statistics.median(times) for times in steps[rows]] for rows in (most, fewest))
     row_seconds = [max((f - p) / (most - fewest), 0.0) for f, p in zip(full, part, strict=True)]
     step_seconds = max(0.0, statistics.fmean(f - most * r for f, r in zip(full, row_seconds, strict=True)))
     n = on.workers
-    constant, per_byte = _line(
-        [(4 * size, statistics.fmean(merged[sent])) for size, sent in zip(sizes, sorted(merged), strict=True)]
-    )
-    latency, bandwidth = constant / (2 * (n - 1)), 2 * (n - 1) / n / per_byte
-    small, big = (_exchange_seconds(size, on, settings) for size in (_TINY, numbers))
+    tiny, large = (_together(merged[sent]) for sent in sorted(merged))
+    latency = tiny / (2 * (n - 1))
+    bandwidth = 2 * (n - 1) / n * 4 * numbers / max(large - tiny, large / 10)
+    small = _exchange_seconds(_TINY, 1, on, settings)
+    alone_seconds, together_seconds = (_exchange_seconds(numbers, count, on, settings) for count in (1, n))
     merge = _merge_bandwidth(numbers)
     message = max(0.0, small - 2 * latency)
-    moving = max(big - small - 4 * numbers / merge, (big - small) / 10, 1e-9)  # what is left for the two ways of the numbers
-    stream = 2 * 4 * numbers / moving
+    stream, card = (
+        # What is left for the two ways of the numbers.
+        count * 2 * 4 * numbers / max(seconds - small - count * 4 * numbers / merge, seconds / 10)
+        for count, seconds in ((1, alone_seconds), (n, together_seconds))
+    )
     hosts = gang.settings["hosts"]
     per_host = max(hosts.count(h) for h in hosts)
     alone = per_host == n
@@ -129,7 +131,7 @@ def calibrate(model: Any, data: Any, *, on: Any = Local(), batch_size: int = 64,
         else Network(latency_seconds=latency, bandwidth=bandwidth, workers_per_host=per_host)
     )
     beside = isinstance(on, Local) or host_name() in hosts or _connect(on)
-    merging = Merging(merge, message, stream, "worker" if beside else "shared")
+    merging = Merging(merge, message, stream, "worker" if beside else "shared", None if beside else max(stream, card))
     about = (
         f"{_named(model, module)}, batches of {batch_size}, on {type(on).__name__}(workers={n}), {time.strftime('%Y-%m-%d')}"
     )
@@ -139,33 +141,27 @@ def calibrate(model: Any, data: Any, *, on: Any = Local(), batch_size: int = 64,
     return Cluster(n, Compute(each, step_seconds), network, merging=merging, about=about)
 
 
-def _times(run: Run, kind: str, by: str) -> dict[int, list[float]]:
-    """Median seconds from one event to the next of the same kind and size: size -> one number a worker."""
+def _times(run: Run, kind: str, by: str, after: str | None = None) -> dict[int, list[list[float]]]:
+    """Seconds of events of a kind since the one before them, which is of the kind `after`, or of the same kind and size:
+    size -> worker -> all but the first quarter, which warms up."""
     table = run.trace.to_pydict()
     found: dict[int, dict[int, list[float]]] = {}
     before: dict[int, tuple[str, int, float]] = {}
     for rank, what, size, seconds in zip(table["rank"], table["kind"], table[by], table["seconds"], strict=True):
         last = before.get(rank)
-        if what == kind and last is not None and last[:2] == (kind, size):
+        if what == kind and last is not None and (last[0] == after if after else last[:2] == (kind, size)):
             found.setdefault(size, {}).setdefault(rank, []).append(seconds - last[2])
         before[rank] = (what, size, seconds)
-    return {
-        size: [statistics.median(times[len(times) // 4 :]) for _, times in sorted(ranks.items())]
-        for size, ranks in found.items()
-    }
+    return {size: [times[len(times) // 4 :] for _, times in sorted(ranks.items())] for size, ranks in found.items()}
 
 
-def _line(points: list[tuple[int, float]]) -> tuple[float, float]:
-    """Constant and slope, both >= 0, of seconds over bytes; each point's relative error counts alike."""
-    x, y = (np.array(c, dtype=np.float64) for c in zip(*points, strict=True))
-    slope, constant = np.polyfit(x, y, 1, w=1 / y)
-    if slope <= 0 or constant < 0:  # lost in the noise: the largest message says what the wire does, the smallest what it costs
-        constant, slope = float(y[0]), max(float(y[-1] - y[0]), 0.1 * float(y[-1])) / float(x[-1])
-    return float(constant), float(slope)
+def _together(times: list[list[float]]) -> float:
+    """Median seconds of a collective itself: who comes last waits for nobody."""
+    return statistics.median(min(of_all) for of_all in zip(*times, strict=True))
 
 
-def _exchange_seconds(numbers: int, on: Any, settings: dict[str, Any]) -> float:
-    """Of one push and pull of so many numbers at a server that has nothing else to do."""
+def _exchange_seconds(numbers: int, workers: int, on: Any, settings: dict[str, Any]) -> float:
+    """Of one push and pull of so many numbers, by so many workers at once, at a server that has nothing else to do."""
     from firesteel.train import train
 
     rows = torch.zeros(2 * on.workers, 1)
@@ -175,14 +171,14 @@ def _exchange_seconds(numbers: int, on: Any, settings: dict[str, Any]) -> float:
         (rows, torch.zeros(2 * on.workers, numbers)),
         loss="mse",
         optimizer=SGD(lr=0.1),
-        strategy=_Pushes(),
+        strategy=_Pushes(workers),
         on=on,
         batch_size=1,
         max_steps=1,
         metrics=(),
         **plain,
     )
-    return _times(run, "exchange", "bytes")[4 * numbers][0]
+    return statistics.fmean(statistics.median(times) for times in _times(run, "exchange", "bytes")[4 * numbers])
 
 
 def _merge_bandwidth(numbers: int) -> float:

@@ -143,9 +143,13 @@ class Merging:
     """Bytes per second that one worker's stream carries where the link would carry more."""
     place: Literal["own", "shared", "worker"] = "own"
     """A host for each server, one host for all (Spark's driver), or worker 0's host."""
+    card_bandwidth: float | None = None
+    """Bytes per second of the card of a host that only serves, in each direction; None: like the workers' hosts'."""
 
     def __post_init__(self) -> None:
         _check(self, positive=("bandwidth", "stream_bandwidth"), not_negative=("message_seconds",))
+        if self.card_bandwidth is not None:
+            _check(self, positive=("card_bandwidth",))
         if self.place not in ("own", "shared", "worker"):
             raise UsageError(f"Merging(place={self.place!r}): it is 'own', 'shared' or 'worker'.")
 

@@ -32,6 +32,8 @@ class Fabric:
         places = {"own": [hosts + s for s in range(servers)], "shared": [hosts] * servers, "worker": [0] * servers}
         self.server_host: list[int] = places[merging.place]
         count = max(hosts, *(h + 1 for h in self.server_host)) if self.server_host else hosts
+        served = merging.card_bandwidth or network.bandwidth
+        self._card: list[float] = [network.bandwidth if host < hosts else served for host in range(count)]
         self._sent: list[float] = [0.0] * count  # when each card is free again, by direction
         self._received: list[float] = [0.0] * count
         self._within: list[float] = [0.0] * count
@@ -55,15 +57,21 @@ class Fabric:
             begin = max(at, self._within[source])
             self._within[source] = done = begin + nbytes / min(network.local_bandwidth, most)
             return done, done + network.local_latency_seconds
-        on_wire, alone = nbytes / network.bandwidth, nbytes / min(network.bandwidth, most)
+        out, into = self._card[source], self._card[target]
+        alone = nbytes / min(out, into, most)
         begin = max(at, self._sent[source])
-        self._sent[source] = begin + on_wire
-        for host, direction in ((source, 0), (target, 1)):
-            self._used[host][direction] += on_wire
+        self._sent[source] = begin + nbytes / out
+        for host, direction, rate in ((source, 0, out), (target, 1, into)):
+            self._used[host][direction] += nbytes / rate
             self.card_seconds[host] = max(self._used[host])
-        arrived = max(begin + alone + network.latency_seconds, self._received[target] + on_wire)
+        arrived = max(begin + alone + network.latency_seconds, self._received[target] + nbytes / into)
         self._received[target] = arrived
         return begin + alone, arrived
+
+    def to_caller(self, nbytes: int) -> float:
+        """Seconds in which worker 0 sends a model to the caller, on a host of its own where workers have several."""
+        network = self.cluster.network
+        return network.latency_seconds + nbytes / network.bandwidth if self.host[-1] else 0.0
 
     # ---- collectives -------------------------------------------------------------------------------------------------
 

@@ -175,9 +175,9 @@ class GangRun:
         seat.last = params.detach().clone()
         if rank == 0:
             self.kept.add(params, torch.empty(0), seat.marks[-1])
-            self.ticker.board.put(
-                "model.safetensors", pack({"params": params, "statistics": seat.worker.buffers}, {"step": step})
-            )
+            model = pack({"params": params, "statistics": seat.worker.buffers}, {"step": step})
+            self.ticker.board.put("model.safetensors", model)
+            member.now += self.simulation.fabric.to_caller(len(model))
         if self.cluster.failures:
             seat.points[len(seat.marks)] = self._point(rank, rest)
             oldest = min(max(s.points) for s in self.seats)
