@@ -14,11 +14,12 @@ from typing import Any, TypeVar, final
 import torch
 from torch import Tensor
 
-from firesteel.errors import ClusterError, Fenced, PeerLost, StrategyError
+from firesteel.errors import ClusterError, Fenced, PeerLost
 from firesteel.net import wire
 from firesteel.net.center import Note
+from firesteel.net.lacking import NoGang
 from firesteel.net.pending import Pending
-from firesteel.net.protocol import Net, Op, Vec, WireType
+from firesteel.net.protocol import Vec
 from firesteel.trace import Trace
 
 T = TypeVar("T")
@@ -77,7 +78,7 @@ class _Link:
 
 
 @final
-class CenterNet:
+class CenterNet(NoGang):
     """`Net` of a worker whose strategy has a server."""
 
     def __init__(
@@ -211,49 +212,12 @@ class CenterNet:
         for link in self._links:
             link.close()
 
-    # ---- what there is not -------------------------------------------------------------------------------------------
-
-    def all_reduce(
-        self, x: Tensor, op: Op = "mean", weight: float | None = None, wire: WireType | None = None
-    ) -> Awaitable[Tensor]:
-        raise _no_gang("all_reduce")
-
-    def all_gather(self, x: Tensor) -> Awaitable[Tensor]:
-        raise _no_gang("all_gather")
-
-    def reduce_scatter(self, x: Tensor, op: Op = "mean") -> Awaitable[Tensor]:
-        raise _no_gang("reduce_scatter")
-
-    def broadcast(self, x: Tensor, root: int = 0) -> Awaitable[Tensor]:
-        raise _no_gang("broadcast")
-
-    def send(self, x: Tensor, to: int) -> Awaitable[None]:
-        raise _no_gang("send")
-
-    def recv(self, source: int) -> Awaitable[Tensor]:
-        raise _no_gang("recv")
-
-    def group(self, ranks: Sequence[int]) -> Net:
-        raise _no_gang("group")
-
-    def publish(self, params: Vec, *rest: Tensor) -> None:
-        """The center is the model that the world sees, and the server keeps it: nothing to do here."""
-
-    def resume(self, *default: Tensor) -> tuple[Tensor, ...]:
-        return default
-
 
 def _told(error: OSError | wire.Refused) -> ClusterError:
     """A lost server as an error of ours, which is never the root cause: the caller knows more about its servers."""
     if isinstance(error, wire.Refused):
         return Fenced(str(error)) if str(error).startswith(Fenced.__name__) else PeerLost(f"the server refused: {error}")
     return PeerLost(f"the server is gone: {error}")
-
-
-def _no_gang(verb: str) -> StrategyError:
-    return StrategyError(
-        f"net.{verb} needs workers that meet, but a strategy with `merge` runs workers that come and go: use pull and push."
-    )
 
 
 @final

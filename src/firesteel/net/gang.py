@@ -17,6 +17,7 @@ from torch._C._distributed_c10d import PrefixStore
 
 from firesteel.errors import PeerLost, StrategyError
 from firesteel.net.control import Control
+from firesteel.net.lacking import NoServer
 from firesteel.net.pending import Pending
 from firesteel.net.protocol import Net, Op, Vec, WireType
 from firesteel.net.shared import SharedMemory
@@ -40,7 +41,7 @@ def _peers_named() -> Generator[None]:
 
 
 @final
-class GangNet:
+class GangNet(NoServer):
     """`Net` over a process group."""
 
     def __init__(
@@ -214,17 +215,6 @@ class GangNet:
             return x
 
         return self._done("recv", 0, finish)
-
-    # ---- what there is not -------------------------------------------------------------------------------------------
-
-    def pull(self) -> Awaitable[Vec]:
-        raise StrategyError("net.pull needs a server: give the strategy a method `merge(self, center, push)`.")
-
-    def push(self, delta: Vec) -> Awaitable[None]:
-        raise StrategyError("net.push needs a server: give the strategy a method `merge(self, center, push)`.")
-
-    def exchange(self, delta: Vec) -> Awaitable[Vec]:
-        raise StrategyError("net.exchange needs a server: give the strategy a method `merge(self, center, push)`.")
 
     # ---- the gang ----------------------------------------------------------------------------------------------------
 

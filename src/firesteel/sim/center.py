@@ -13,9 +13,9 @@ from typing import Protocol, final
 import torch
 from torch import Tensor
 
-from firesteel.errors import StrategyError
 from firesteel.net.center import Center, Note
-from firesteel.net.protocol import Net, Op, Vec, WireType
+from firesteel.net.lacking import NoGang
+from firesteel.net.protocol import Vec
 from firesteel.net.wire import DIVERGED, STOPPED
 from firesteel.sim.simulation import Member, Posted, Simulation
 
@@ -165,7 +165,7 @@ class Servers:
 
 
 @final
-class SimulatedWorker:
+class SimulatedWorker(NoGang):
     """`Net` of one attempt of a worker whose strategy has a server."""
 
     def __init__(self, member: Member, size: int, servers: Transport) -> None:
@@ -235,40 +235,3 @@ class SimulatedWorker:
     def close(self) -> None:
         """Leave."""
         self._servers.hang_up(self._member)
-
-    # ---- what there is not -------------------------------------------------------------------------------------------
-
-    def all_reduce(
-        self, x: Tensor, op: Op = "mean", weight: float | None = None, wire: WireType | None = None
-    ) -> Awaitable[Tensor]:
-        raise _no_gang("all_reduce")
-
-    def all_gather(self, x: Tensor) -> Awaitable[Tensor]:
-        raise _no_gang("all_gather")
-
-    def reduce_scatter(self, x: Tensor, op: Op = "mean") -> Awaitable[Tensor]:
-        raise _no_gang("reduce_scatter")
-
-    def broadcast(self, x: Tensor, root: int = 0) -> Awaitable[Tensor]:
-        raise _no_gang("broadcast")
-
-    def send(self, x: Tensor, to: int) -> Awaitable[None]:
-        raise _no_gang("send")
-
-    def recv(self, source: int) -> Awaitable[Tensor]:
-        raise _no_gang("recv")
-
-    def group(self, ranks: Sequence[int]) -> Net:
-        raise _no_gang("group")
-
-    def publish(self, params: Vec, *rest: Tensor) -> None:
-        """The center is the model that the world sees, and the servers keep it: nothing to do here."""
-
-    def resume(self, *default: Tensor) -> tuple[Tensor, ...]:
-        return default
-
-
-def _no_gang(verb: str) -> StrategyError:
-    return StrategyError(
-        f"net.{verb} needs workers that meet, but a strategy with `merge` runs workers that come and go: use pull and push."
-    )

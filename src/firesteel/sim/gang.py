@@ -17,6 +17,7 @@ from torch import Tensor
 
 from firesteel.errors import StrategyError
 from firesteel.net.control import Control
+from firesteel.net.lacking import NoServer
 from firesteel.net.protocol import Net, Op, Vec, WireType
 from firesteel.sim import costs
 from firesteel.sim.simulation import Member, Posted, Simulation
@@ -60,7 +61,7 @@ class Circle:
 
 
 @final
-class SimulatedGang:
+class SimulatedGang(NoServer):
     """`Net` of one worker."""
 
     def __init__(self, member: Member, circle: Circle, rank: int, control: Control) -> None:
@@ -176,17 +177,6 @@ class SimulatedGang:
             there_at, x = mail.popleft()
             posted = wanted.popleft()
             posted.complete(max(there_at, posted.posted_at), x)
-
-    # ---- what there is not -------------------------------------------------------------------------------------------
-
-    def pull(self) -> Awaitable[Vec]:
-        raise StrategyError("net.pull needs a server: give the strategy a method `merge(self, center, push)`.")
-
-    def push(self, delta: Vec) -> Awaitable[None]:
-        raise StrategyError("net.push needs a server: give the strategy a method `merge(self, center, push)`.")
-
-    def exchange(self, delta: Vec) -> Awaitable[Vec]:
-        raise StrategyError("net.exchange needs a server: give the strategy a method `merge(self, center, push)`.")
 
     # ---- the gang ----------------------------------------------------------------------------------------------------
 
