@@ -70,6 +70,7 @@ def main() -> None:
             for name, factory in models().items():
                 columns = firesteel.Image("features", shapes[name])
                 more = {"features": columns, "optimizer": OPTIMIZER}
+                _ = measured(factory, frame, columns, firesteel.ModelAveraging(period=16), on)  # processes warm up once
                 cluster = firesteel.calibrate(factory, frame, on=on, batch_size=BATCH, **more)
                 print(mbit, name, cluster, flush=True)
                 size = ModelSize.of(factory(), OPTIMIZER)

@@ -6,6 +6,7 @@ how long is read from their traces, so this works wherever training does.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -20,10 +21,10 @@ from firesteel.net.protocol import Net, Push, Vec
 from firesteel.net.shared import host_name
 from firesteel.optim import SGD
 from firesteel.run import Run
-from firesteel.sim.cluster import Cluster, Compute, Merging, Network
+from firesteel.sim.cluster import Cluster, Compute, Draw, Merging, Network
 from firesteel.worker import Worker, flatten
 
-_TIMES = 12  # each measurement; the first quarter warms up
+_TIMES = 24  # each measurement; the first quarter warms up
 _TINY = 16  # numbers of a message that is nothing but latency
 
 
@@ -37,7 +38,7 @@ class _Meets:
 
     async def run(self, worker: Worker, net: Net) -> Vec:
         for rows in _row_counts(self.batch_size):
-            for _ in range(3 * _TIMES):
+            for _ in range(2 * _TIMES):
                 index = torch.randperm(worker.shard.rows)[:rows]
                 worker.step(worker.gradient(worker.shard.take(index)))
         for numel in (_TINY, self.numbers):
@@ -106,10 +107,13 @@ def calibrate(model: Any, data: Any, *, on: Any = Local(), batch_size: int = 64,
     if len(steps) < 2:
         raise UsageError(f"some worker has fewer rows than a quarter of batch_size={batch_size}: give more data to measure.")
     most, fewest = sorted(steps, reverse=True)[:2]
-    full, part = ([statistics.median(times) for times in steps[rows]] for rows in (most, fewest))
-    row_seconds = [max((f - p) / (most - fewest), 0.0) for f, p in zip(full, part, strict=True)]
-    step_seconds = max(0.0, statistics.fmean(f - most * r for f, r in zip(full, row_seconds, strict=True)))
-    n = on.workers
+    slow, quick = ([statistics.median(times) for times in steps[rows]] for rows in (most, fewest))
+    row_seconds = [max((f - p) / (most - fewest), 0.0) for f, p in zip(slow, quick, strict=True)]
+    # The mean of a step counts its hiccups, which the others wait for; the medians above do not.
+    means = [statistics.fmean(times) for times in steps[most]]
+    step_seconds = max(0.0, statistics.fmean(f - most * r for f, r in zip(means, row_seconds, strict=True)))
+    spread = statistics.fmean(statistics.stdev(map(math.log, times)) for times in steps[most])
+    jitter = Draw("lognormal", 1.0, spread) if spread > 0.02 else None
     tiny, large = (_together(merged[sent]) for sent in sorted(merged))
     latency = tiny / (2 * (n - 1))
     bandwidth = 2 * (n - 1) / n * 4 * numbers / max(large - tiny, large / 10)
@@ -138,7 +142,7 @@ def calibrate(model: Any, data: Any, *, on: Any = Local(), batch_size: int = 64,
     each: float | tuple[float, ...] = tuple(row_seconds)
     if max(row_seconds) < 1.1 * min(row_seconds):
         each = statistics.fmean(row_seconds)  # equal but for noise
-    return Cluster(n, Compute(each, step_seconds), network, merging=merging, about=about)
+    return Cluster(n, Compute(each, step_seconds, jitter), network, merging=merging, about=about)
 
 
 def _times(run: Run, kind: str, by: str, after: str | None = None) -> dict[int, list[list[float]]]:
@@ -156,8 +160,8 @@ def _times(run: Run, kind: str, by: str, after: str | None = None) -> dict[int, 
 
 
 def _together(times: list[list[float]]) -> float:
-    """Median seconds of a collective itself: who comes last waits for nobody."""
-    return statistics.median(min(of_all) for of_all in zip(*times, strict=True))
+    """Mean seconds of a collective itself: who comes last waits for nobody."""
+    return statistics.fmean(min(of_all) for of_all in zip(*times, strict=True))
 
 
 def _exchange_seconds(numbers: int, workers: int, on: Any, settings: dict[str, Any]) -> float:
