@@ -114,6 +114,7 @@ def calibrate(model: Any, data: Any, *, on: Any = Local(), batch_size: int = 64,
     step_seconds = max(0.0, statistics.fmean(f - most * r for f, r in zip(means, row_seconds, strict=True)))
     spread = statistics.fmean(statistics.stdev(map(math.log, times)) for times in steps[most])
     jitter = Draw("lognormal", 1.0, spread) if spread > 0.02 else None
+    n = on.workers
     tiny, large = (_together(merged[sent]) for sent in sorted(merged))
     latency = tiny / (2 * (n - 1))
     bandwidth = 2 * (n - 1) / n * 4 * numbers / max(large - tiny, large / 10)
