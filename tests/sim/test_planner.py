@@ -169,8 +169,7 @@ def test_an_imagined_cluster_is_found_again_by_calibrating_it():
     assert sorted(steps) == [4, 16]
     for rank, each in enumerate((2e-4, 3e-4, 2e-4)):
         assert steps[16][rank][0] - steps[4][rank][0] == pytest.approx(12 * each, rel=1e-6)
-    merged = module._times(run, "all_reduce", "bytes", after="step")
-    tiny, large = (module._together(times) for _, times in sorted(merged.items()))
+    tiny, large = module._reduced(run)
     assert tiny / 4 == pytest.approx(2e-3, rel=0.01)
     assert 4 / 3 * 4 * 2**16 / (large - tiny) == pytest.approx(5e7, rel=0.01)
 

@@ -103,7 +103,7 @@ def calibrate(model: Any, data: Any, *, on: Any = Local(), batch_size: int = 64,
     parameters = flatten(module)[0]
     numbers = max(parameters.numel(), 2**16)
     gang = train(model, data, strategy=_Meets(batch_size, numbers), on=on, batch_size=batch_size, max_steps=1, **settings)
-    steps, merged = _times(gang, "step", "rows"), _times(gang, "all_reduce", "bytes", after="step")
+    steps = _times(gang, "step", "rows")
     if len(steps) < 2:
         raise UsageError(f"some worker has fewer rows than a quarter of batch_size={batch_size}: give more data to measure.")
     most, fewest = sorted(steps, reverse=True)[:2]
@@ -115,7 +115,7 @@ def calibrate(model: Any, data: Any, *, on: Any = Local(), batch_size: int = 64,
     spread = statistics.fmean(statistics.stdev(map(math.log, times)) for times in steps[most])
     jitter = Draw("lognormal", 1.0, spread) if spread > 0.02 else None
     n = on.workers
-    tiny, large = (_together(merged[sent]) for sent in sorted(merged))
+    tiny, large = _reduced(gang)
     latency = tiny / (2 * (n - 1))
     bandwidth = 2 * (n - 1) / n * 4 * numbers / max(large - tiny, large / 10)
     small = _exchange_seconds(_TINY, 1, on, settings)
@@ -146,23 +146,44 @@ def calibrate(model: Any, data: Any, *, on: Any = Local(), batch_size: int = 64,
     return Cluster(n, Compute(each, step_seconds, jitter), network, merging=merging, about=about)
 
 
-def _times(run: Run, kind: str, by: str, after: str | None = None) -> dict[int, list[list[float]]]:
-    """Seconds of events of a kind since the one before them, which is of the kind `after`, or of the same kind and size:
-    size -> worker -> all but the first quarter, which warms up."""
+def _times(run: Run, kind: str, by: str) -> dict[int, list[list[float]]]:
+    """Seconds from one event to the next of the same kind and size: size -> worker -> all but the first quarter, which warms
+    up."""
     table = run.trace.to_pydict()
     found: dict[int, dict[int, list[float]]] = {}
     before: dict[int, tuple[str, int, float]] = {}
     for rank, what, size, seconds in zip(table["rank"], table["kind"], table[by], table["seconds"], strict=True):
         last = before.get(rank)
-        if what == kind and last is not None and (last[0] == after if after else last[:2] == (kind, size)):
+        if what == kind and last is not None and last[:2] == (kind, size):
             found.setdefault(size, {}).setdefault(rank, []).append(seconds - last[2])
         before[rank] = (what, size, seconds)
     return {size: [times[len(times) // 4 :] for _, times in sorted(ranks.items())] for size, ranks in found.items()}
 
 
-def _together(times: list[list[float]]) -> float:
-    """Mean seconds of a collective itself: who comes last waits for nobody."""
-    return statistics.fmean(min(of_all) for of_all in zip(*times, strict=True))
+def _reduced(run: Run) -> list[float]:
+    """Mean seconds of an all-reduce from when the last worker has come, by size.
+
+    A round begins for all with the end of the one before; it is as long as the slowest worker's gradient and the all-reduce.
+    """
+    table = run.trace.to_pydict()
+    rounds: dict[int, list[list[tuple[float, float]]]] = {}  # bytes -> worker -> seconds of the gradient, of the round
+    for rank in sorted(set(table["rank"])):
+        mine = [i for i, r in enumerate(table["rank"]) if r == rank]
+        found: dict[int, list[tuple[float, float]]] = {}
+        for a, b, c in zip(mine, mine[1:], mine[2:], strict=False):
+            kinds = [table["kind"][i] for i in (a, b, c)]
+            if kinds == ["all_reduce", "step", "all_reduce"] and table["bytes"][a] == table["bytes"][c]:
+                began, computed, over = (table["seconds"][i] for i in (a, b, c))
+                found.setdefault(table["bytes"][c], []).append((computed - began, over - began))
+        for size, times in found.items():
+            rounds.setdefault(size, []).append(times[len(times) // 4 :])
+    return [
+        statistics.fmean(
+            statistics.fmean(whole for _, whole in of_all) - max(gradient for gradient, _ in of_all)
+            for of_all in zip(*workers, strict=True)
+        )
+        for _, workers in sorted(rounds.items())
+    ]
 
 
 def _exchange_seconds(numbers: int, workers: int, on: Any, settings: dict[str, Any]) -> float:
