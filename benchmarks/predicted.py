@@ -20,7 +20,7 @@ from benchmarks import report
 from benchmarks.wire import classic, hosts_tool
 from firesteel.sim.dry import ModelSize, rehearse
 
-ROWS, BATCH, EPOCHS = 24_000, 64, 4
+ROWS, BATCH, EPOCHS = 24_000, 64, 3
 RATES = (1000, 200, 50)  # Mbit/s
 STRATEGIES = (firesteel.SyncSGD(), firesteel.ModelAveraging(period=16), firesteel.AEASGD())
 OPTIMIZER = firesteel.Adam(lr=1e-3)
