@@ -206,7 +206,7 @@ class SimulatedWorker(NoGang):
             return self._servers.post(self._member, None, 0, None, asked)
         self.sequence += 1
         note, statistics = self.note(), self.statistics()
-        whole = delta.detach().clone()
+        whole = delta.detach() if asked is not None else delta.detach().clone()  # the net's own until it is answered
         numbers = [whole[part] for part in self._servers.parts]
         if statistics.numel():
             numbers[0] = torch.cat([numbers[0], statistics])
