@@ -19,7 +19,6 @@ from firesteel.net.meeting import Meeting, join, leave, serve_store
 from firesteel.net.protocol import drive
 from firesteel.trace import Trace
 
-
 CONTEXT = mp.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["firesteel.net.meeting"])
 
