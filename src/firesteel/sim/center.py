@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Protocol, final
+from typing import NamedTuple, Protocol, final
 
 import torch
 from torch import Tensor
@@ -38,6 +38,18 @@ class Transport(Protocol):
 
 
 @final
+class _Message(NamedTuple):
+    """A worker's to one shard: a push, a pull, or both."""
+
+    shard: int
+    member: Member
+    numbers: Tensor | None
+    sequence: int
+    note: Note | None
+    asked: Asked | None
+
+
+@final
 class Servers:
     """All shards of the center.
 
@@ -63,7 +75,7 @@ class Servers:
         self.busy_seconds: list[float] = [0.0] * len(centers)  # spent merging and answering, so far
         self._last: dict[tuple[int, int, int], float] = {}  # when the newest message of an attempt is at a shard
         self._busy: list[float] = [0.0] * len(centers)  # until when
-        self._held: list[list[Callable[[], None]]] = [[] for _ in centers]  # pulls that the bound on staleness holds back
+        self._held: list[list[_Message]] = [[] for _ in centers]  # pulls that the bound on staleness holds back
 
     def begin(self, start: Callable[[int, int], None]) -> None:
         """Every worker's first attempt begins at once."""
@@ -86,20 +98,21 @@ class Servers:
 
     def post(self, member: Member, numbers: list[Tensor] | None, sequence: int, note: Note | None, asked: Asked | None) -> None:
         """A worker's message to all shards, at the moment of its own clock: a push, a pull, or both."""
-        simulation = self.simulation
-        fabric, most = simulation.fabric, simulation.fabric.cluster.merging.stream_bandwidth
+        self.simulation.at(member.now, member.rank, functools.partial(self._send, member, numbers, sequence, note, asked))
 
-        def begin() -> None:
-            for shard in range(len(self.parts)):
-                push = None if numbers is None or note is None else (sequence, note, numbers[shard])
-                nbytes = _HEAD_BYTES if numbers is None else fabric.nbytes(numbers[shard])
-                source, target = fabric.host[member.rank], fabric.server_host[shard]
-                _, there_at = fabric.transfer(simulation.now, source, target, nbytes, most)
-                key = (member.rank, member.attempt, shard)
-                self._last[key] = there_at = max(there_at, self._last.get(key, 0.0))  # a stream keeps its order
-                simulation.at(there_at, member.rank, functools.partial(self.hear, shard, member, push, asked))
-
-        simulation.at(member.now, member.rank, begin)
+    def _send(
+        self, member: Member, numbers: list[Tensor] | None, sequence: int, note: Note | None, asked: Asked | None
+    ) -> None:
+        fabric, now, rank = self.simulation.fabric, self.simulation.now, member.rank
+        most = fabric.cluster.merging.stream_bandwidth
+        for shard in range(len(self.parts)):
+            part = None if numbers is None else numbers[shard]
+            nbytes = _HEAD_BYTES if part is None else fabric.nbytes(part)
+            _, there_at = fabric.transfer(now, fabric.host[rank], fabric.server_host[shard], nbytes, most)
+            key = (rank, member.attempt, shard)
+            self._last[key] = there_at = max(there_at, self._last.get(key, 0.0))  # a stream keeps its order
+            message = _Message(shard, member, part, sequence, note, asked)
+            self.simulation.at(there_at, rank, functools.partial(self._hear, message))
 
     def hang_up(self, member: Member) -> None:
         """The worker is through: it leaves when what it has sent is merged."""
@@ -119,49 +132,47 @@ class Servers:
         for center in self.centers:
             center.roll_back(member.rank, sequence, why)
 
-    def hear(
-        self,
-        shard: int,
-        member: Member,
-        push: tuple[int, Note, Tensor] | None,
-        asked: Asked | None,
-    ) -> None:
+    def _hear(self, message: _Message) -> None:
         """A message has arrived: when what came before is done with, merge what is in it and answer."""
-        center, merging = self.centers[shard], self.simulation.fabric.cluster.merging
-        nbytes = self.simulation.fabric.nbytes(center.params)
+        shard, fabric = message.shard, self.simulation.fabric
+        merging = fabric.cluster.merging
         begin = max(self.simulation.now, self._busy[shard])
-        self._busy[shard] = done = begin + merging.message_seconds + nbytes / merging.bandwidth
+        done = begin + merging.message_seconds + fabric.nbytes(self.centers[shard].params) / merging.bandwidth
+        self._busy[shard] = done
         self.busy_seconds[shard] += done - begin
+        self.simulation.at(done, message.member.rank, functools.partial(self._serve, message))
 
-        def answer() -> None:
-            if not member.alive or asked is None:
-                return
-            now = self.simulation.now
-            if self._bounded and center.must_wait(member.rank) and not self.halted():
-                self._held[shard].append(answer)
-                return
-            told = DIVERGED if center.diverged else STOPPED if self.halted() else 0
-            into = torch.empty_like(center.params)
-            _ = center.pull(member.rank, member.attempt, now, into, told)
-            fabric = self.simulation.fabric
-            source, target = fabric.server_host[shard], fabric.host[member.rank]
-            _, there_at = fabric.transfer(now, source, target, nbytes, merging.stream_bandwidth)
-            asked(shard, into.clone(), told, there_at)
+    def _serve(self, message: _Message) -> None:
+        shard, member, numbers, sequence, note, asked = message
+        if not member.alive:
+            return
+        if numbers is not None and note is not None:
+            center = self.centers[shard]
+            _ = center.push(member.rank, member.attempt, sequence, note, numbers, self.simulation.now, asked is not None)
+            self._release(shard)
+        if asked is not None:
+            self._answer(message)
 
-        def serve() -> None:
-            if member.alive and push is not None:
-                sequence, note, numbers = push
-                pulls = asked is not None
-                _ = center.push(member.rank, member.attempt, sequence, note, numbers, self.simulation.now, pulls)
-                self._release(shard)
-            answer()
-
-        self.simulation.at(done, member.rank, serve)
+    def _answer(self, message: _Message) -> None:
+        shard, member, asked = message.shard, message.member, message.asked
+        if not member.alive or asked is None:
+            return
+        center, now = self.centers[shard], self.simulation.now
+        if self._bounded and center.must_wait(member.rank) and not self.halted():
+            self._held[shard].append(message)
+            return
+        told = DIVERGED if center.diverged else STOPPED if self.halted() else 0
+        into = torch.empty_like(center.params)
+        _ = center.pull(member.rank, member.attempt, now, into, told)
+        fabric = self.simulation.fabric
+        source, target, most = fabric.server_host[shard], fabric.host[member.rank], fabric.cluster.merging.stream_bandwidth
+        _, there_at = fabric.transfer(now, source, target, fabric.nbytes(into), most)
+        asked(shard, into.clone() if center.members[member.rank].seen is into else into, told, there_at)
 
     def _release(self, shard: int) -> None:
         held, self._held[shard] = self._held[shard], []
-        for answer in held:
-            answer()
+        for message in held:
+            self._answer(message)
 
 
 @final
@@ -207,7 +218,8 @@ class SimulatedWorker(NoGang):
         self.sequence += 1
         note, statistics = self.note(), self.statistics()
         whole = delta.detach() if asked is not None else delta.detach().clone()  # the net's own until it is answered
-        numbers = [whole[part] for part in self._servers.parts]
+        parts = self._servers.parts
+        numbers = [whole] if len(parts) == 1 else [whole[part] for part in parts]
         if statistics.numel():
             numbers[0] = torch.cat([numbers[0], statistics])
         self._servers.post(self._member, numbers, self.sequence, note, asked)

@@ -103,7 +103,12 @@ class Script:
                 into = torch.empty_like(center.params)
                 _ = center.pull(worker, attempt, seconds, into, event["told"])
                 self.stopped = self.stopped or event["told"] > 0
-                asked(shard, into.clone(), event["told"], max(seconds, self.simulation.now))
+                asked(
+                    shard,
+                    into.clone() if center.members[worker].seen is into else into,
+                    event["told"],
+                    max(seconds, self.simulation.now),
+                )
             else:
                 assert note is not None and numbers is not None
                 _ = center.push(worker, attempt, sequence, note, numbers, seconds)

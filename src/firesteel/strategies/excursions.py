@@ -26,11 +26,10 @@ _BLOCK = 2**21  # numbers
 async def excursions(worker: Worker, net: Net, window: int, normalise: bool, prefetch: bool) -> Vec:
     """Leave the center for `window` local steps, push the way travelled (or its mean step), pull; repeat."""
     center = worker.params = await net.pull()
-    delta = torch.empty_like(center)  # [P]
     taken, pending, left = 0, None, center
 
     def travelled() -> Vec:
-        torch.sub(worker.params, center, out=delta)
+        delta = torch.sub(worker.params, center, out=center)  # in its place: what is pulled next is another one
         return delta.div_(taken) if normalise else delta
 
     for _, batch in worker.steps():
