@@ -42,6 +42,9 @@ from firesteel.strategies import (
     Single,
     SlowMo,
     SyncSGD,
+    VectorFreeAdaGrad,
+    VectorFreeAdam,
+    VectorFreeLBFGS,
 )
 from firesteel.train import stop, train
 
@@ -94,6 +97,9 @@ __all__ = [
     "SyncSGD",
     "Tokens",
     "UsageError",
+    "VectorFreeAdaGrad",
+    "VectorFreeAdam",
+    "VectorFreeLBFGS",
     "WorkerFailed",
     "WorkerLost",
     "calibrate",

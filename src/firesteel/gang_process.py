@@ -28,7 +28,7 @@ from firesteel.losses import resolve_loss, resolve_metrics
 from firesteel.net.control import Control
 from firesteel.net.gang import GangNet
 from firesteel.net.meeting import Meeting, join, leave
-from firesteel.net.protocol import Vec, drive
+from firesteel.net.protocol import Vec, drive, full_batch
 from firesteel.net.shared import host_name
 from firesteel.results import Kept, history_row, ipc, mark_of, rows, to_add_up
 from firesteel.stopping import HURRY
@@ -97,8 +97,9 @@ class GangProcess:
         self.train_rows: int = int(sizes[:, 0].sum())
         most = int(sizes[:, 0].max())
         limit = 2**40 if self._unbounded else job.max_steps  # with max_seconds alone the clock ends the run
-        steps = total_steps(most, job.batch_size, job.epochs, limit)
-        plan = Plan(shard.rows, most, job.batch_size, steps, job.seed, self.rank)
+        batch_size = most if full_batch(job.strategy) else job.batch_size
+        steps = total_steps(most, batch_size, job.epochs, limit)
+        plan = Plan(shard.rows, most, batch_size, steps, job.seed, self.rank)
         randomness.initialise(job.seed)
         module = job.build().to(self.device)
         probe(module, whole, self.loss, self.metrics)
@@ -166,7 +167,7 @@ class GangProcess:
         if statistics.numel():
             statistics = self._net.totals(statistics).div_(self.meeting.size)
         trace.mark("publish", step)
-        mark = mark_of(trace, step)
+        mark = mark_of(trace, step, worker.figures)
         self._last: Vec = params.detach().clone()
         self.kept.add(params, statistics, mark)
         if self.rank == 0 and self.board is not None:
@@ -201,6 +202,7 @@ class GangProcess:
         self.worker.restore(tensors, plain)
         mark, trace = plain["mark"], self.trace
         trace.samples, trace.bytes_sent, trace.waited_seconds = int(mark["samples"]), int(mark["bytes"]), mark["waited"]
+        trace.rounds = int(mark["rounds"])
         trace.loss_sum, trace.weight_sum = mark["loss_sum"], mark["weight_sum"]
         trace.clock.start(mark["seconds"])
         self._published = found[0]
@@ -305,6 +307,7 @@ class GangProcess:
             "total_steps": self.worker.plan.total_steps,
             "stopped": self.worker.steps_done < self.worker.plan.total_steps,
             "hurried": self.control.stop_agreed >= 2,
+            "converged": self.worker.converged,
             "early": self._best is not None and self.worker.stopping and not self.control.stop_agreed,
             "train_rows": self.train_rows,
             "samples": self.trace.samples,

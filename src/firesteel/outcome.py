@@ -106,7 +106,8 @@ def assemble_run(
         "samples_per_second": samples / max(lead["timing"]["train_seconds"], 1e-9),
         "total_seconds": time.perf_counter() - began,
     }
-    status = "stopped early" if lead["early"] else "stopped" if lead["stopped"] else "finished"
+    told = {"converged": lead.get("converged"), "stopped early": lead["early"], "stopped": lead["stopped"], "finished": True}
+    status = next(name for name, true in told.items() if true)
     settings = {**described(job, on), **{name: lead[name] for name in ("best", "steps", "device", "hurried")}}
     settings |= {name: lead[name] for name in ("workers_at_once", "replayed") if name in lead}
     if all("host" in report for report in reports):

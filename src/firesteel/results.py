@@ -25,11 +25,11 @@ class Kept:
     """Published models that wait on disk to be evaluated when the clock no longer runs."""
 
     file: Any = field(default_factory=tempfile.TemporaryFile)
-    marks: list[dict[str, float]] = field(default_factory=list)
+    marks: list[dict[str, Any]] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     _ends: list[int] = field(default_factory=list)
 
-    def add(self, params: Vec, statistics: Vec, mark: dict[str, float]) -> None:
+    def add(self, params: Vec, statistics: Vec, mark: dict[str, Any]) -> None:
         self.shapes.append(tuple(params.shape))
         self.marks.append(mark)
         for x in (params, statistics):
@@ -57,26 +57,28 @@ class Kept:
 _ADDED_UP = ("samples", "loss_sum", "weight_sum", "bytes", "waited")
 
 
-def mark_of(trace: Trace, step: int) -> dict[str, float]:
-    """Where a worker stands when it publishes."""
+def mark_of(trace: Trace, step: int, figures: dict[str, float] | None = None) -> dict[str, Any]:
+    """Where a worker stands when it publishes; `figures` are the strategy's own."""
     return {
+        "figures": dict(figures or {}),
         "step": step,
         "seconds": trace.clock.now(),
         "samples": trace.samples,
         "loss_sum": trace.loss_sum,
         "weight_sum": trace.weight_sum,
         "bytes": trace.bytes_sent,
+        "rounds": trace.rounds,
         "waited": trace.waited_seconds,
     }
 
 
-def to_add_up(marks: list[dict[str, float]]) -> Tensor:
+def to_add_up(marks: list[dict[str, Any]]) -> Tensor:
     """What is summed over the workers, float64 [marks, 5]."""
     return torch.tensor([[m[name] for name in _ADDED_UP] for m in marks], dtype=torch.float64)
 
 
 def history_row(
-    mark: dict[str, float], total: Tensor, before: Tensor, epoch_steps: int, workers: int, scores: dict[str, float]
+    mark: dict[str, Any], total: Tensor, before: Tensor, epoch_steps: int, workers: int, scores: dict[str, float]
 ) -> dict[str, Any]:
     """A row of `Run.history`: worker 0's mark, sums over all workers here and at the row before, scores."""
     weight = float(total[2] - before[2])
@@ -89,6 +91,8 @@ def history_row(
         **{f"validation_{name}": value for name, value in scores.items()},
         "bytes_sent": int(total[3]),
         "waited_seconds": float(total[4]) / workers,
+        "rounds": int(mark["rounds"]),
+        **mark["figures"],
     }
 
 

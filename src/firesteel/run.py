@@ -38,7 +38,7 @@ class Run:
     timing: dict[str, float]
     """Where the seconds went: call_to_first_step_seconds, train_seconds, samples_per_second, total_seconds, ..."""
     status: str
-    """"finished", "stopped early", or "stopped" (by a request or max_seconds)."""
+    """"finished", "converged", "stopped early", or "stopped" (by a request or max_seconds)."""
     settings: dict[str, Any]
     """What was asked for, printable."""
     run_dir: str | None = None

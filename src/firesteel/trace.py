@@ -13,8 +13,8 @@ from typing import Any, final
 
 import pyarrow as pa
 
-_COLLECTIVES = ("all_reduce", "all_gather", "reduce_scatter", "broadcast")
-KINDS = ("step", *_COLLECTIVES, "send", "recv", "publish", "evaluate", "pull", "push", "exchange")
+_MEETINGS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast")
+KINDS = ("step", *_MEETINGS, "send", "recv", "publish", "evaluate", "pull", "push", "exchange")
 _NUMBER = {kind: i for i, kind in enumerate(KINDS)}
 
 SCHEMA = pa.schema(
@@ -63,6 +63,7 @@ class Trace:
         self.rank: int = rank
         self.clock: Any = Clock() if clock is None else clock  # in a simulation, one of virtual seconds
         self.bytes_sent: int = 0
+        self.rounds: int = 0  # collectives awaited
         self.waited_seconds: float = 0.0
         self.samples: int = 0
         self.loss_sum: float = 0.0  # of loss * weight, since the beginning
@@ -90,6 +91,7 @@ class Trace:
     def verb(self, kind: str, sent: int, waited: float) -> None:
         """A verb of the net was awaited: bytes sent, seconds spent waiting."""
         self.bytes_sent += sent
+        self.rounds += kind in _MEETINGS
         self.waited_seconds += waited
         self._add(_NUMBER[kind], self.current_step, 0, sent, 0.0, 0.0, waited)
 

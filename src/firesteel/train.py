@@ -28,7 +28,7 @@ from firesteel.job import EarlyStopping, Job, Model
 from firesteel.local import world as local
 from firesteel.local.world import Local, new_secret
 from firesteel.losses import default_metrics, resolve_loss, resolve_metrics, target_kind
-from firesteel.net.protocol import Strategy, has_server
+from firesteel.net.protocol import Strategy, full_batch, has_server, own_steps
 from firesteel.optim import Adam, ByEpochs, BySteps, OptimizerSettings, Schedule
 from firesteel.outcome import assemble, described, rescue
 from firesteel.progress import Show, reporter
@@ -53,11 +53,11 @@ def train(
     label: str = "label",
     weight: str | None = None,
     loss: str | Callable[..., Any] = "cross_entropy",
-    optimizer: OptimizerSettings = Adam(),
+    optimizer: OptimizerSettings | None = None,
     schedule: Schedule | None = None,
     strategy: Strategy = SyncSGD(),
     on: World = Local(),
-    batch_size: int = 64,
+    batch_size: int | None = None,
     epochs: float | None = None,
     max_steps: int | None = None,
     max_seconds: float | None = None,
@@ -83,13 +83,13 @@ def train(
         loss: "cross_entropy", "bce_with_logits", "mse", "mae", "huber", or a callable (outputs, targets) -> scalar mean
             (with a weight column: (outputs, targets, weights)). A callable gets int64 targets unless its attribute
             `target` is "value".
-        optimizer: SGD, Adam, AdamW, Adagrad, or any class by `Optimizer(cls, **settings)`.
+        optimizer: SGD, Adam, AdamW, Adagrad, or any class by `Optimizer(cls, **settings)`; Adam() if None.
         schedule: `BySteps(...)` or `ByEpochs(...)`.
         strategy: how workers train together; `firesteel strategies` lists them.
         on: `Local(workers=...)`, processes of this machine; `Spark(workers=...)`; or `Simulated(cluster)`, in virtual time.
-        batch_size: rows of a step, per worker.
-        epochs, max_steps, max_seconds: whichever ends first; 5 epochs if none is given. Steps are each worker's own;
-            seconds are wall seconds of training, evaluation left out.
+        batch_size: rows of a step, per worker; 64 if None. Strategies whose every step sees all rows have none.
+        epochs, max_steps, max_seconds: whichever ends first; 5 epochs if none is given (100 where a step is an epoch, as
+            it sees all rows). Steps are each worker's own; seconds are wall seconds of training, evaluation left out.
         validation: a share of the rows, 0 .. 1; the name of a boolean column; other data of the same kind; or None.
             Published models are evaluated on it after training, outside the run's clock.
         metrics: "accuracy", "mse", "mae" or callables (outputs, targets) -> one number a row. None: accuracy for classes.
@@ -126,7 +126,7 @@ def train(
     source, share = resolve(data, features, label, weight, validation, target)
     metrics = default_metrics(loss) if metrics is None else tuple(metrics)
     if epochs is None and max_steps is None and max_seconds is None:
-        epochs = 5
+        epochs = 100 if full_batch(strategy) else 5
     sizes = {
         "batch_size": batch_size,
         "epochs": epochs,
@@ -134,6 +134,8 @@ def train(
         "max_seconds": max_seconds,
         "clip_norm": clip_norm,
     }
+    _check_unused(strategy, {"optimizer": optimizer, "schedule": schedule, "clip_norm": clip_norm}, batch_size)
+    optimizer, batch_size = Adam() if optimizer is None else optimizer, 64 if batch_size is None else batch_size
     _check(on, strategy, optimizer, schedule, sizes)
     _check_stopping(early_stopping, metrics, bool(share) or source.columns.validation is not None)
     given = run_dir if run_dir is not None else resume if isinstance(resume, str | Path) else None
@@ -233,6 +235,16 @@ def _check(on: Any, strategy: Any, optimizer: Any, schedule: Any, sizes: dict[st
             raise UsageError(f"{name}={value}: it must be greater than 0.")
 
 
+def _check_unused(strategy: Any, given: dict[str, Any], batch_size: int | None) -> None:
+    """Settings that a strategy could only ignore."""
+    name = type(strategy).__name__
+    for setting, value in given.items():
+        if value is not None and own_steps(strategy):
+            raise UsageError(f"{name} steps by its own rule: {setting}={value!r} would mean nothing; leave it out.")
+    if batch_size is not None and full_batch(strategy):
+        raise UsageError(f"each step of {name} sees all rows: batch_size={batch_size} would mean nothing; leave it out.")
+
+
 def _check_stopping(early: EarlyStopping | None, metrics: tuple[Any, ...], validated: bool) -> None:
     if early is None:
         return
@@ -256,7 +268,7 @@ def _initial(job: Job, workers: int) -> nn.Module:
         except (TypeError, ValueError) as error:
             raise UsageError(f"the optimizer cannot be made: {error}") from error
     check = getattr(job.strategy, "check", None)
-    advice = check(workers, optimizer) if check is not None else None
+    advice = check(workers, optimizer, module) if check is not None else None
     if advice is not None:
         warnings.warn(advice, stacklevel=3)
     return module.cpu()

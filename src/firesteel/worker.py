@@ -7,6 +7,7 @@ takes the buffer as it is, `worker.params = vec` is one copy, and any optimizer 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -108,11 +109,13 @@ class Worker:
         self.optimizer: torch.optim.Optimizer = optimizer.build(module)
         self.schedule: Any = schedule.build(self.optimizer) if schedule else None
         self._by_epochs: bool = isinstance(schedule, ByEpochs)
-        self._clip_norm: float | None = clip_norm
+        self.clip_norm: float | None = clip_norm
         self._device: torch.device = self._params.device
         self._buckets: _Buckets | None = None
         self.steps_done: int = 0
         self.stopping: bool = False
+        self.converged: bool = False  # set with `stopping` by a strategy that has nothing left to gain
+        self.figures: dict[str, float] = {}  # what the strategy wants to see in the run's history, beside the loss
         self.on_step: Callable[[int], None] = lambda step: None
         # In virtual time: what the gradient of so many rows costs, spent share by share as the passes go on.
         self.meter: Callable[[int], Callable[[float], None]] | None = None
@@ -136,26 +139,29 @@ class Worker:
     def rows(self) -> Iterator[Batch]:
         """All local rows in a fixed order, in blocks of 8192."""
         for start in range(0, self.shard.rows, 8192):
-            yield self.shard.block(start, min(start + 8192, self.shard.rows))
+            yield self.shard.block(start, min(start + 8192, self.shard.rows)).to(self._device)
 
     def steps(self) -> Iterator[tuple[int, Batch]]:
         """The batches of the run, numbered from 1; after a resume it goes on where the point was made."""
         plan, epoch, order = self.plan, -1, torch.empty(0, dtype=torch.long)
-        while self.steps_done < plan.total_steps and not self.stopping:
-            step = self.steps_done + 1
+        for step in self.iterations():
             if plan.epoch(step) != epoch:
                 epoch = plan.epoch(step)
                 order = plan.order(epoch)
             start, stop = plan.bounds(step)
-            batch = self.shard.take(order[start:stop])
-            self.steps_done = step
-            yield step, batch if self._device.type == "cpu" else batch.to(self._device)
-            self.on_step(step)
+            yield step, self.shard.take(order[start:stop]).to(self._device)
+
+    def iterations(self) -> Iterator[int]:
+        """The numbers of the steps to come, for strategies that see all `rows` in each of them."""
+        while self.steps_done < self.plan.total_steps and not self.stopping:
+            self.steps_done += 1
+            yield self.steps_done
+            self.on_step(self.steps_done)
 
     def fast_forward(self, steps: int) -> None:
         """Go on after so many steps that an earlier attempt has done; the optimizer starts anew, its schedule does not."""
         for self.steps_done in range(1, steps + 1):
-            self._advance_schedule()
+            self.advance()
 
     def last(self, step: int) -> bool:
         """Whether no step comes after this one."""
@@ -193,6 +199,25 @@ class Worker:
             self._buckets.finish()
         return self.grads
 
+    def sum_gradient(self) -> tuple[float, float]:
+        """One pass over all `rows`: leaves the sum of weight * gradient in `grads`, [P].
+
+        Returns the sums of weight * loss and of weights. A loss that is no number is returned, not refused: a line search
+        steps back from it.
+        """
+        _ = self.grads.zero_()
+        spend = self.meter(self.shard.rows) if self.meter is not None else None
+        total = weight = 0.0
+        for batch in self.rows:
+            assert batch.target is not None
+            loss = self._loss(self.module(*batch.inputs), batch.target, batch.weights) * batch.weight
+            _ = loss.backward()
+            total, weight = total + loss.item(), weight + batch.weight
+        if spend is not None:
+            spend(1.0)
+        self.trace.step(self.steps_done, self.shard.rows, weight, total / weight if weight else 0.0)
+        return total, weight
+
     def _paced(self, ready: Callable[[slice], None], spend: Callable[[float], None]) -> Callable[[slice], None]:
         def after(part: slice) -> None:
             spend((1 - FORWARD) * (part.stop - part.start) / self._params.numel())
@@ -204,15 +229,18 @@ class Worker:
         """The local optimizer moves `params` along `grad`, [P]; clipped and scheduled as the run was told."""
         if grad.data_ptr() != self.grads.data_ptr():
             self.grads.copy_(grad)
-        if self._clip_norm is not None:
+        if self.clip_norm is not None:
             norm = torch.linalg.vector_norm(self.grads)
-            self.grads.mul_(torch.clamp(self._clip_norm / (norm + 1e-6), max=1.0))
+            self.grads.mul_(torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0))
         _ = self.optimizer.step()
-        self._advance_schedule()
+        self.advance()
 
-    def _advance_schedule(self) -> None:
+    def advance(self) -> None:
+        """A step has been taken, as far as the schedule is concerned."""
         if self.schedule is not None and (not self._by_epochs or self.steps_done % self.plan.epoch_steps == 0):
-            self.schedule.step()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PyTorch: a schedule that moves where another optimizer does the steps
+                self.schedule.step()
 
     @property
     def buffers(self) -> Vec:

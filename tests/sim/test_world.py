@@ -40,6 +40,7 @@ from firesteel import (
     SlowMo,
     SyncSGD,
     UsageError,
+    VectorFreeAdam,
     WorkerFailed,
     WorkerLost,
 )
@@ -56,6 +57,8 @@ GANGS = [
     DiLoCo(4),
     EASGD(3),
     Ensemble(),
+    VectorFreeAdam(),
+    VectorFreeAdam("basis", memory=3),
 ]
 SERVED = [Downpour(3), Downpour(3, prefetch=True), DynSGD(3), AGN(3), ADAG(3), ADAG(3, normalise=True), AEASGD(4), EAMSGD(4)]
 UNEVEN = Cluster(2, Compute(row_seconds=(1e-5, 7e-5), jitter=Draw("pareto", 1.0, 1.5)), Network(bandwidth=1e6))

@@ -7,7 +7,7 @@ import torch
 from problem import flat, network, rows, train
 
 import firesteel
-from firesteel import DiLoCo, ModelAveraging, SlowMo, SyncSGD
+from firesteel import DiLoCo, ModelAveraging, SlowMo, SyncSGD, VectorFreeAdam, VectorFreeLBFGS
 
 COSINE = firesteel.BySteps(torch.optim.lr_scheduler.CosineAnnealingLR, T_max=4000)
 
@@ -18,7 +18,10 @@ def noisy():
     )
 
 
-@pytest.mark.parametrize("strategy", [SyncSGD(), ModelAveraging(16), SlowMo(16), DiLoCo(16)], ids=lambda s: type(s).__name__)
+MEET = [SyncSGD(), ModelAveraging(16), SlowMo(16), DiLoCo(16), VectorFreeAdam(), VectorFreeAdam("basis")]
+
+
+@pytest.mark.parametrize("strategy", MEET, ids=repr)
 def test_stopped_at_some_step_and_resumed(tmp_path, strategy):
     x, y = rows(210)
     settings = {
@@ -43,6 +46,23 @@ def test_stopped_at_some_step_and_resumed(tmp_path, strategy):
     ours, theirs = second.history.to_pylist()[-1], whole.history.to_pylist()[-1]
     for name in ("samples", "bytes_sent", "validation_loss", "validation_accuracy", "step"):
         assert ours[name] == theirs[name], name
+
+
+@pytest.mark.parametrize(
+    "strategy", [VectorFreeLBFGS(memory=4, l2=1e-3), VectorFreeLBFGS(l1=1e-3), VectorFreeLBFGS(overlap=0.2)]
+)
+def test_a_history_of_base_vectors_is_resumed(tmp_path, strategy):
+    settings = {"on": firesteel.Local(2, threads=1), "strategy": strategy, "validation": None, "seed": 5, "progress": "none"}
+    settings |= {"batch_size": 16} if strategy.overlap else {}
+    whole = firesteel.train(network, rows(210), **settings, epochs=9)
+    first = firesteel.train(network, rows(210), **settings, epochs=6, run_dir=tmp_path)
+    second = firesteel.train(network, rows(210), **settings, epochs=9, run_dir=tmp_path, resume=True)
+    assert first.settings["steps"] < second.settings["steps"] == whole.settings["steps"]
+    assert torch.equal(flat(second.model), flat(whole.model))
+    assert (
+        second.history.drop(["seconds", "waited_seconds"]).to_pylist()[-1]
+        == whole.history.drop(["seconds", "waited_seconds"]).to_pylist()[-1]
+    )
 
 
 def test_a_schedule_by_epochs_is_resumed(tmp_path):

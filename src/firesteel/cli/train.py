@@ -64,8 +64,8 @@ class Train:
     """The feature column holds images of this shape, for example 1 28 28."""
     loss: str = "cross_entropy"
     """cross_entropy, bce_with_logits, mse, mae or huber."""
-    optimizer: Literal["adam", "adamw", "sgd", "adagrad"] = "adam"
-    """The local optimizer."""
+    optimizer: Literal["adam", "adamw", "sgd", "adagrad"] | None = None
+    """The local optimizer; adam if it is not given."""
     lr: float | None = None
     """Learning rate; the optimizer's own default if it is not given."""
     momentum: float | None = None
@@ -86,10 +86,10 @@ class Train:
     """A Spark Connect server, such as sc://host:15002."""
     server: Annotated[list[str], tyro.conf.arg(metavar="NAME=VALUE")] = field(default_factory=list)
     """Settings of the server, for strategies that have one: shards=2, tls=True, max_ahead=4, max_growth=1e6."""
-    batch_size: int = 64
-    """Rows of a step, per worker."""
+    batch_size: int | None = None
+    """Rows of a step, per worker; 64 if it is not given."""
     epochs: float | None = None
-    """Passes over the rows; 5 if no other limit is given."""
+    """Passes over the rows; 5 if no other limit is given (100 where each step sees all rows)."""
     max_steps: int | None = None
     """Steps of each worker, at most."""
     max_seconds: float | None = None
@@ -191,13 +191,15 @@ class Train:
         except ValueError:
             return self.validation
 
-    def chosen_optimizer(self) -> OptimizerSettings:
-        cls: Any = OPTIMIZERS[self.optimizer]
+    def chosen_optimizer(self) -> OptimizerSettings | None:
         given = {"lr": self.lr, "momentum": self.momentum, "weight_decay": self.weight_decay}
+        if self.optimizer is None and not any(value is not None for value in given.values()):
+            return None
+        cls: Any = OPTIMIZERS[self.optimizer or "adam"]
         known = {f.name for f in dataclasses.fields(cls)}
         for name, value in given.items():
             if value is not None and name not in known:
-                raise UsageError(f"--{name.replace('_', '-')} does not go with --optimizer {self.optimizer}.")
+                raise UsageError(f"--{name.replace('_', '-')} does not go with --optimizer {self.optimizer or 'adam'}.")
         return cls(**{name: value for name, value in given.items() if value is not None})
 
     def _finish(self, run: Run) -> None:

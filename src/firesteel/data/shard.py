@@ -30,6 +30,13 @@ class Batch:
     rows: int
     weight: float
 
+    def cut(self, start: int, stop: int) -> Batch:
+        """Rows start .. stop - 1 of the batch, as views."""
+        cut = lambda x: None if x is None else x[start:stop]  # noqa: E731
+        weights = cut(self.weights)
+        weight = float(stop - start) if weights is None else float(weights.sum())
+        return Batch(tuple(x[start:stop] for x in self.inputs), cut(self.target), weights, stop - start, weight)
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         if device.type == "cpu":

@@ -67,7 +67,7 @@ TRAINING = [
     Setting("workers", None, 2, _INT, "number of workers, each a Spark task"),
     Setting("threads", None, 1, _optional(_INT), "PyTorch threads of each worker"),
     Setting("shuffle", None, True, _BOOL, "deal rows out evenly; False takes the partitions as they are"),
-    Setting("batchSize", "batch_size", 64, _INT, "rows of a step, per worker"),
+    Setting("batchSize", "batch_size", None, _optional(_INT), "rows of a step, per worker; 64 if not set"),
     Setting("epochs", "epochs", None, _optional(_FLOAT), "passes over the rows; 5 if no limit is set"),
     Setting("maxSteps", "max_steps", None, _optional(_INT), "steps of each worker, at most"),
     Setting("maxSeconds", "max_seconds", None, _optional(_FLOAT), "wall seconds of training, at most"),

@@ -111,8 +111,11 @@ class Net(Protocol):
 class Strategy(Protocol):
     """A way to train together: what every worker does, from its first step to the parameters it ends with.
 
-    It may also have `check(self, workers: int, optimizer: torch.optim.Optimizer) -> str | None`, which is called before
-    anything starts: it raises UsageError for what cannot work, or returns a warning.
+    It may also have
+    - `check(self, workers: int, optimizer: torch.optim.Optimizer, module: nn.Module) -> str | None`, which is called before
+      anything starts: it raises UsageError for what cannot work, or returns a warning;
+    - `full_batch = True`: each of its steps sees all rows, so that a step is an epoch and there is no batch size;
+    - `own_steps = True`: it moves the parameters by a rule of its own, without the run's optimizer.
     """
 
     async def run(self, worker: Worker, net: Net) -> Vec:
@@ -156,6 +159,16 @@ class ServerStrategy(Protocol):
 def has_server(strategy: object) -> bool:
     """Whether a strategy is a `ServerStrategy`."""
     return callable(getattr(strategy, "merge", None))
+
+
+def full_batch(strategy: object) -> bool:
+    """Whether each step of a strategy sees all rows."""
+    return bool(getattr(strategy, "full_batch", False))
+
+
+def own_steps(strategy: object) -> bool:
+    """Whether a strategy leaves the run's optimizer alone."""
+    return bool(getattr(strategy, "own_steps", False))
 
 
 def drive(program: Coroutine[Any, Any, T]) -> T:

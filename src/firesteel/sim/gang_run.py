@@ -24,7 +24,7 @@ from firesteel.evaluate import named, probe, published_sums
 from firesteel.job import Job
 from firesteel.losses import resolve_loss, resolve_metrics
 from firesteel.net.control import Control
-from firesteel.net.protocol import Vec
+from firesteel.net.protocol import Vec, full_batch
 from firesteel.results import Kept, history_row, ipc, mark_of, rows, to_add_up
 from firesteel.sim.cluster import Cluster, Failure
 from firesteel.sim.gang import Circle, SimulatedGang
@@ -93,10 +93,11 @@ class GangRun:
         if (job.validation or job.columns.validation) and not self.validated:
             raise UsageError("validation was asked for, but no row was left for it; give a larger share or more rows.")
         most = max(shard.rows for _, shard, _ in cut)
-        steps = total_steps(most, job.batch_size, job.epochs, 2**40 if self._unbounded else job.max_steps)
+        batch_size = most if full_batch(job.strategy) else job.batch_size
+        steps = total_steps(most, batch_size, job.epochs, 2**40 if self._unbounded else job.max_steps)
         seats: list[_Seat] = []
         for rank, (whole, shard, held) in enumerate(cut):
-            plan = Plan(shard.rows, most, job.batch_size, steps, job.seed, rank)
+            plan = Plan(shard.rows, most, batch_size, steps, job.seed, rank)
             randomness.initialise(job.seed)
             module = _own(job)
             probe(module, whole, self.loss, self.metrics)
@@ -132,6 +133,7 @@ class GangRun:
                 mark = seat.marks[-1]
                 trace = member.trace
                 trace.samples, trace.bytes_sent, trace.waited_seconds = int(mark["samples"]), int(mark["bytes"]), mark["waited"]
+                trace.rounds = int(mark["rounds"])
                 trace.loss_sum, trace.weight_sum = mark["loss_sum"], mark["weight_sum"]
             worker.trace, worker.meter = member.trace, member.meter
             worker.on_step = functools.partial(self._on_step, rank)
@@ -170,7 +172,7 @@ class GangRun:
                 "Lower the learning rate, or set clip_norm; the last good model is kept."
             )
         member.trace.mark("publish", step)
-        seat.marks.append(mark_of(member.trace, step))
+        seat.marks.append(mark_of(member.trace, step, seat.worker.figures))
         seat.statistics.append(seat.worker.buffers)
         seat.last = params.detach().clone()
         if rank == 0:
@@ -276,6 +278,7 @@ class GangRun:
                 "total_steps": worker.plan.total_steps,
                 "stopped": worker.steps_done < worker.plan.total_steps,
                 "hurried": hurried,
+                "converged": worker.converged,
                 "early": False,
                 "train_rows": sum(s.train_rows for s in seats),
                 "samples": member.trace.samples,

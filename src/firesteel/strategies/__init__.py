@@ -7,6 +7,8 @@ from firesteel.strategies.elastic import AEASGD, EAMSGD, EASGD
 from firesteel.strategies.excursions import ADAG, AGN, Downpour, DynSGD
 from firesteel.strategies.gradients import SyncSGD
 from firesteel.strategies.independent import Ensemble, Single
+from firesteel.strategies.quasi_newton import VectorFreeLBFGS
+from firesteel.strategies.sharded import VectorFreeAdaGrad, VectorFreeAdam
 
 __all__ = [
     "ADAG",
@@ -24,6 +26,9 @@ __all__ = [
     "Single",
     "SlowMo",
     "SyncSGD",
+    "VectorFreeAdaGrad",
+    "VectorFreeAdam",
+    "VectorFreeLBFGS",
 ]
 
 CATALOGUE = {
@@ -31,6 +36,7 @@ CATALOGUE = {
     for cls in (
         *(Single, Ensemble),
         *(SyncSGD, ModelAveraging, PostLocalSGD, SlowMo, DiLoCo, EASGD),
+        *(VectorFreeLBFGS, VectorFreeAdam, VectorFreeAdaGrad),
         *(Downpour, AGN, DynSGD, ADAG, AEASGD, EAMSGD),
     )
 }

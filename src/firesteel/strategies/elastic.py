@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, final
 
 import torch
+from torch import nn
 
 from firesteel.errors import UsageError
 from firesteel.net.protocol import Net, Push, Vec
@@ -58,7 +59,7 @@ class EASGD:
     def __post_init__(self) -> None:
         _check(self, self.alpha, self.period)
 
-    def check(self, workers: int, optimizer: torch.optim.Optimizer) -> str | None:
+    def check(self, workers: int, optimizer: torch.optim.Optimizer, module: nn.Module) -> str | None:
         return _overshoot(self, self.alpha, workers)
 
     async def run(self, worker: Worker, net: Net) -> Vec:
@@ -104,7 +105,7 @@ class AEASGD:
     def __post_init__(self) -> None:
         _check(self, self.alpha, self.window)
 
-    def check(self, workers: int, optimizer: torch.optim.Optimizer) -> str | None:
+    def check(self, workers: int, optimizer: torch.optim.Optimizer, module: nn.Module) -> str | None:
         return _overshoot(self, self.alpha, workers)
 
     async def run(self, worker: Worker, net: Net) -> Vec:
@@ -152,7 +153,7 @@ class EAMSGD:
         if not 0 <= self.momentum < 1:
             raise UsageError(f"EAMSGD(momentum={self.momentum}): it must be at least 0 and below 1.")
 
-    def check(self, workers: int, optimizer: torch.optim.Optimizer) -> str | None:
+    def check(self, workers: int, optimizer: torch.optim.Optimizer, module: nn.Module) -> str | None:
         group = optimizer.param_groups[0]
         if not isinstance(optimizer, torch.optim.SGD) or group["momentum"] or group["weight_decay"]:
             raise UsageError(
