@@ -370,6 +370,50 @@ def test_half_a_push_is_declared_lost():
     assert [e["kind"] for e in c.table().to_pylist()] == ["join", "lost", "lost", "push"]
 
 
+@pytest.mark.parametrize("bound", [0, 1, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_bound_on_staleness_holds_whoever_joins_late_or_again(bound, seed):
+    """Each worker in turn at random: it comes, goes, pulls if it may, or pushes; some ten times as eager as the slowest."""
+    rng, workers = np.random.default_rng(seed), 4
+    c = center(workers, max_ahead=bound)
+    sequence, attempt, pulled, worst = [0] * workers, [-1] * workers, [False] * workers, 0
+    for turn in range(3000):
+        worker = int(rng.choice(workers, p=[0.04, 0.16, 0.4, 0.4]))
+        member = c.members.get(worker)
+        if member is None or not member.active:
+            if turn > 700 * worker:
+                attempt[worker] += 1
+                sequence[worker], _ = c.join(worker, attempt[worker], 0.0)
+                pulled[worker] = False
+        elif worker and rng.random() < 0.01:
+            c.leave(worker, attempt[worker], 0.0)
+        elif pulled[worker]:
+            sequence[worker] += 1
+            c.push(worker, attempt[worker], sequence[worker], NOTE, torch.zeros(3), 0.0)
+            pulled[worker], worst = False, max(worst, c.members[worker].staleness)
+        elif not c.must_wait(worker):
+            c.pull(worker, attempt[worker], 0.0, torch.empty(3))
+            pulled[worker] = True
+    assert 0 < worst <= (2 * bound + 1) * (workers - 1)
+
+
+def test_a_worker_that_joins_late_begins_level_with_the_slowest():
+    c = center(3, max_ahead=1)
+    for worker, pushes in ((0, 10), (1, 11)):
+        c.join(worker, 0, 0.0)
+        for number in range(1, pushes + 1):
+            c.push(worker, 0, number, NOTE, torch.zeros(3), 0.0)
+    c.join(2, 0, 0.0)
+    slowest = min(m.clock for m in c.members.values())
+    assert c.members[2].clock == slowest > 0 and not c.must_wait(2)
+    for number in (1, 2):
+        c.push(2, 0, number, NOTE, torch.zeros(3), 0.0)
+    assert c.must_wait(2)
+    c.leave(2, 0, 0.0)
+    c.join(2, 1, 0.0)
+    assert c.must_wait(2)  # leaving sets nothing back
+
+
 @pytest.mark.parametrize("bad", [torch.ones(2), torch.ones(4), torch.ones(3, dtype=torch.float64)])
 def test_pushes_of_the_wrong_size_are_refused(bad):
     c = center()

@@ -79,6 +79,7 @@ class _Member:
     attempt: int
     active: bool = True
     sequence: int = 0  # pushes merged or declared lost
+    clock: int = 0  # pushes merged, counted on from where the slowest stood when the worker joined
     pulled: int = 0  # version of the last pull
     staleness: int = 0  # of the last push
     seen: Vec | None = None
@@ -130,11 +131,13 @@ class Center:
             raise UsageError(f"worker {worker} has no attempt {attempt}.")
         member = self.members.get(worker)
         if member is None:
-            member = self.members[worker] = _Member(attempt)
+            member = self.members[worker] = _Member(attempt, active=False)
         elif attempt < member.attempt or (attempt == member.attempt and member.active):
             raise Fenced(f"worker {worker}, attempt {attempt}: attempt {member.attempt} has taken over.")
         elif not member.active and member.note is None:
             self._without -= 1
+        others = [m.clock for m in self.members.values() if m.active and m is not member]
+        member.clock = max(member.clock, min(others) if others else max(m.clock for m in self.members.values()))
         member.attempt, member.active, member.seen = attempt, True, None
         self.most_at_once = max(self.most_at_once, sum(m.active for m in self.members.values()))
         self._event("join", worker, member, seconds)
@@ -178,6 +181,7 @@ class Center:
         if delta.numel() != count + self._statistics or delta.dtype != self.params.dtype:
             raise UsageError(f"a push has {delta.numel()} {delta.dtype} where {count + self._statistics} are expected.")
         before_note, member.sequence, member.note = member.note, sequence, note
+        member.clock += 1
         if self.diverged is not None:
             return False
         if self._statistics:
@@ -226,10 +230,14 @@ class Center:
             self._event("leave", worker, member, seconds)
 
     def must_wait(self, worker: int) -> bool:
-        """Whether the worker is further ahead of the slowest one than `max_ahead` pushes allow (SSP)."""
+        """Whether the worker is further ahead of the slowest one than `max_ahead` pushes allow (SSP).
+
+        A worker that joins, for the first time or again, begins level with the slowest: what it has missed it may not catch up
+        inside another's window. So no clock ever stands more than `max_ahead` + 1 before that of a worker at work.
+        """
         bound = self._rules.max_ahead
-        active = [m.sequence for m in self.members.values() if m.active]
-        return bound is not None and bool(active) and self.members[worker].sequence - min(active) > bound
+        active = [m.clock for m in self.members.values() if m.active]
+        return bound is not None and bool(active) and self.members[worker].clock - min(active) > bound
 
     # ---- guards ------------------------------------------------------------------------------------------------------
 
