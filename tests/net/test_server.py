@@ -19,6 +19,7 @@ import torch
 
 import firesteel
 from firesteel import Downpour, Local, Server
+from firesteel.checkpoint import Folder, unpack
 from firesteel.errors import Fenced, PeerLost
 from firesteel.net import serving, wire
 from firesteel.net.center import Note, Rules
@@ -446,6 +447,13 @@ def test_divergence_is_told_with_worker_staleness_and_remedy():
     path = note.split("firesteel.load('")[1].split("'")[0]
     weights = torch.cat([p.flatten() for p in firesteel.load(path).parameters()])
     assert torch.isfinite(weights).all() and torch.linalg.vector_norm(weights) < 60
+
+
+def test_a_run_that_diverged_leaves_its_last_good_center(tmp_path):
+    with pytest.raises(firesteel.Diverged):
+        fit(Downpour(1), 2, Server(max_growth=5.0), optimizer=firesteel.SGD(lr=50.0), run_dir=tmp_path, checkpoint_steps=1)
+    found = Folder(str(tmp_path)).get("center-0.safetensors")
+    assert found is None or torch.linalg.vector_norm(unpack(found)[0]["params"]) < 5 * 10  # its first norm is below 10
 
 
 def explode(outputs, targets):

@@ -436,6 +436,29 @@ def test_a_center_that_grows_without_bound_is_rolled_back():
     assert c.params.tolist() == [4, 4, 4]
 
 
+def test_nothing_is_kept_that_was_not_checked():
+    kept = []
+    c = Center(torch.zeros(3), Downpour(), 1, rules=Rules(max_growth=10.0), keep=lambda p, s, m: kept.append(p.tolist()))
+    c.join(0, 0, 0.0)
+    c.push(0, 0, 1, NOTE._replace(points=1.0), torch.ones(3), 0.0)
+    good = c.snapshot()[0]["params"].clone()
+    c.push(0, 0, 2, NOTE._replace(points=2.0), torch.full((3,), 100.0), 0.0)
+    assert kept == [[1, 1, 1]] and c.diverged is not None and c.diverged["sequence"] == 2
+    assert torch.equal(c.params, good)
+
+
+@pytest.mark.parametrize("bad", [1e3, float("nan")])
+def test_a_bad_center_is_neither_written_down_nor_taken_up(bad):
+    c, other = center(max_growth=10.0), center(max_growth=10.0)
+    c.join(0, 0, 0.0)
+    c.push(0, 0, 1, NOTE, torch.full((3,), bad), 0.0)  # no check is due
+    tensors, plain = c.snapshot()
+    assert c.diverged is not None and not tensors["params"].any()
+    with pytest.raises(UsageError, match="the snapshot's center has the norm"):
+        other.restore({**tensors, "params": torch.full((3,), bad)}, plain)
+    assert not other.params.any() and not other.members
+
+
 def test_statistics_ride_along_and_are_averaged():
     c = Center(torch.zeros(3), Downpour(), 2, statistics=torch.ones(2))
     assert c.statistics.tolist() == [1, 1]  # as the model began, until a worker says otherwise

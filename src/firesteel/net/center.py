@@ -115,6 +115,7 @@ class Center:
         self._good: Vec = params.clone()
         self._limit: float = rules.max_growth * max(1.0, float(torch.linalg.vector_norm(params)))
         self._kept: int = 0
+        self._newest: tuple[int, int] = (-1, 0)  # worker and sequence of the push merged last
         self._scratch: Vec | None = None
         self._sums: dict[str, float] = {"epochs": 0.0, "points": 0.0}  # over the workers' newest notes
         self._without: int = 0  # workers that have left without a push
@@ -131,7 +132,7 @@ class Center:
             raise UsageError(f"worker {worker} has no attempt {attempt}.")
         member = self.members.get(worker)
         if member is None:
-            member = self.members[worker] = _Member(attempt, active=False)
+            member = self.members[worker] = _Member(attempt)
         elif attempt < member.attempt or (attempt == member.attempt and member.active):
             raise Fenced(f"worker {worker}, attempt {attempt}: attempt {member.attempt} has taken over.")
         elif not member.active and member.note is None:
@@ -216,8 +217,9 @@ class Center:
             real=(note.weight, note.loss_sum, note.waited_seconds, distance, scaling),
         )
         self.version += 1
+        self._newest = (worker, sequence)
         if self.version % self._rules.check_every == 0:
-            self.check(worker, sequence)
+            self.check()
         self._point(seconds)
         return True
 
@@ -248,7 +250,7 @@ class Center:
             staleness = self.members[worker].staleness if worker in self.members else 0
             self.diverged = {"worker": worker, "sequence": sequence, "staleness": staleness, "why": why}
 
-    def check(self, worker: int = -1, sequence: int = 0) -> None:
+    def check(self) -> None:
         """Roll back a center that is too large or no number, else keep it as the last good one."""
         if self.diverged is not None:
             return
@@ -256,7 +258,7 @@ class Center:
         if norm <= self._limit:  # false for NaN
             _ = self._good.copy_(self.params)
         else:
-            self.roll_back(worker, sequence, f"the center's norm became {norm:.3g}, its limit is {self._limit:.3g}")
+            self.roll_back(*self._newest, f"the center's norm became {norm:.3g}, its limit is {self._limit:.3g}")
 
     # ---- what is kept ------------------------------------------------------------------------------------------------
 
@@ -280,7 +282,8 @@ class Center:
         return {"seconds": seconds, "epoch": self.progress("epochs"), "version": self.version, **self.totals}
 
     def snapshot(self) -> tuple[dict[str, Vec], dict[str, Any]]:
-        """What a server that is started again needs: the center, and who has pushed how much."""
+        """What a server that is started again needs: the center, checked, and who has pushed how much."""
+        self.check()
         members = {
             str(worker): {"attempt": m.attempt, "sequence": m.sequence, "note": m.note._asdict() if m.note else None}
             for worker, m in self.members.items()
@@ -289,7 +292,14 @@ class Center:
         return {"params": self.params, "statistics": self.statistics}, plain
 
     def restore(self, tensors: dict[str, Vec], plain: dict[str, Any], same_run: bool = True) -> None:
-        """Go on from a snapshot. In a new run all attempts begin anew, so none of them is fenced off by an old one."""
+        """Go on from a snapshot. In a new run all attempts begin anew, so none of them is fenced off by an old one.
+
+        Raises:
+            UsageError: its center is no good one.
+        """
+        norm = float(torch.linalg.vector_norm(tensors["params"]))
+        if not norm <= self._limit:
+            raise UsageError(f"the snapshot's center has the norm {norm:.3g}, the limit is {self._limit:.3g}: see max_growth.")
         self._base = tensors["statistics"]
         _ = self.params.copy_(tensors["params"])
         _ = self._good.copy_(self.params)
@@ -314,7 +324,10 @@ class Center:
 
     def _point(self, seconds: float) -> None:
         reached = math.floor(self.progress("points") + 1e-9)
-        if reached > self._kept and self.diverged is None:
+        if reached <= self._kept:
+            return
+        self.check()
+        if self.diverged is None:
             self._kept = reached
             self._keep(self.params, self.statistics, self.mark(seconds))
 

@@ -265,6 +265,8 @@ class Server:
         with self._writing:  # so that an older one never comes after a newer one
             with self._lock:
                 tensors, plain = self.center.snapshot()
+                if self.center.diverged:
+                    return  # the last good center is on disk: it was checked before it was written
                 plain |= {"seconds": self._seconds(), "run": serving.store[2], "settings": serving.settings}
                 data = pack(tensors, plain)
             with contextlib.suppress(OSError):
@@ -273,12 +275,11 @@ class Server:
     def _finish(self) -> None:
         with self._lock:
             center, seconds = self.center, self._seconds()
-            center.check()
             tensors, plain = center.snapshot()
             data = pack(tensors, {**plain, "status": self._status(), "mark": center.mark(seconds)})
             _ = Path(self._folder, f"final-{self._number}").write_bytes(data)
             table = center.table()
-        if self._serving.run_dir is not None and not center.diverged:
+        if self._serving.run_dir is not None:
             self._write_snapshot()  # what comes after the last publish point is not lost to a run that goes on later
         path = os.path.join(self._folder, f"log-{self._number}")
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, table.schema) as out:
