@@ -128,7 +128,7 @@ class CenterProcess:
             self.device,
         )
         if worker.buffers.numel():
-            net.statistics = lambda: worker.buffers
+            net.statistics, net.take_up = lambda: worker.buffers, lambda statistics: setattr(worker, "buffers", statistics)
         net.on_stop = lambda: setattr(worker, "stopping", True)
         done = net.join()
         with warnings.catch_warnings():

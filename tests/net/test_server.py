@@ -33,9 +33,9 @@ SIZE = 1000
 HOST = "127.0.0.1"
 
 
-def started(folder, params, certificate=None) -> Process:
+def started(folder, params, certificate=None, statistics=torch.zeros(0)) -> Process:
     settings = Serving(
-        Downpour(), params, torch.zeros(0), 4, 1, HOST, HOST, TOKEN, Rules(), ("", 0, ""), certificate, None, None, {}
+        Downpour(), params, statistics, 4, 1, HOST, HOST, TOKEN, Rules(), ("", 0, ""), certificate, None, None, {}
     )
     found = Process(settings, 0, str(folder))
     threading.Thread(target=found.serve, daemon=True).start()
@@ -118,7 +118,7 @@ def test_a_hello_that_comes_byte_by_byte_is_cut_short(server, monkeypatch):
 
 
 NOTE = Note(1, 1, 8, 8.0, 1.0, 0.0, 0.1, 0.1)
-HELLO = {"worker": 0, "attempt": 0, "type": "float32"}
+HELLO = {"worker": 0, "attempt": 0, "type": "float32", "statistics": 0}
 
 
 def push(sequence=1, note=NOTE, count=SIZE, kind=wire.PUSH) -> bytes:
@@ -135,6 +135,7 @@ def messages():
         "an attempt without end": (HELLO | {"attempt": 10**30}, good),
         "other numbers": (HELLO | {"type": "float64"}, good),
         "a type that is not": (HELLO | {"type": None}, good),
+        "statistics that are not": (HELLO | {"statistics": 2**40}, good),
         "an action that is not": (HELLO | {"action": "rm"}, good),
         "a divergence of nobody": (HELLO | {"action": "diverged", "worker": None}, good),
         "an unknown message": (HELLO, bytes([99]) + good[1:]),
@@ -329,6 +330,18 @@ def test_an_attempt_that_was_replaced_is_told_so(server):
     await_(new.push(torch.ones(SIZE)))
     assert torch.equal(await_(new.pull()), torch.full((SIZE,), 2.0))
     new.close()
+
+
+def test_an_attempt_goes_on_with_its_workers_statistics(tmp_path):
+    normed, found = started(tmp_path, torch.zeros(SIZE), statistics=torch.ones(3)), []
+    for attempt in range(3):
+        one = net(normed, attempt=attempt)
+        one.statistics, one.take_up = lambda attempt=attempt: torch.full((3,), 10.0 + attempt), found.append
+        one.join()
+        await_(one.push(torch.ones(SIZE)))
+        one.close()
+    assert [x.tolist() for x in found] == [[1] * 3, [10] * 3, [11] * 3]
+    normed.shutdown()
 
 
 # ---- whole runs ------------------------------------------------------------------------------------------------------
@@ -612,6 +625,19 @@ def test_fewer_rows_than_workers():
     )
     assert run.status == "finished" and sum(pushed_rows(run).values()) == 12
     assert run.history["epoch"].to_pylist()[-1] == 4
+
+
+def test_a_resumed_run_goes_on_with_its_running_statistics(tmp_path):
+    """The features' mean is 50; a tenth of an epoch alone would bring statistics that begin at 0 to less than 10."""
+    settings = {
+        "strategy": Downpour(), "on": Local(2, threads=1), "batch_size": 8, "run_dir": tmp_path, "progress": "none",
+        "validation": None, "optimizer": firesteel.SGD(lr=0.01),
+    }  # fmt: skip
+    norm = lambda: torch.nn.Sequential(torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 3))  # noqa: E731
+    for more in ({"epochs": 3}, {"epochs": 3.1, "resume": True}):
+        run = firesteel.train(norm, (X + 50, Y), **settings, **more)
+        assert (run.model[0].running_mean > 45).all()
+    assert run.history["samples"].to_pylist()[-1] > 1200
 
 
 @pytest.mark.parametrize("shards", [1, 2])

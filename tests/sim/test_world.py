@@ -198,6 +198,20 @@ def test_with_a_server_the_others_go_on_and_each_push_counts_once(shards):
     assert again.settings["replayed"] == "bit-equal"
 
 
+def test_a_worker_that_returns_goes_on_with_its_running_statistics():
+    """A BatchNorm over features whose mean is 50; worker 1 returns for its last steps."""
+    x, y = rows(131)
+    data, model = (x + 50, y), lambda: nn.Sequential(nn.BatchNorm1d(12), nn.Linear(12, 4))
+    more = {"data": data, "model": model, "epochs": 10}
+    calm = train(Simulated(Cluster(2, PACE)), DynSGD(2), **more)
+    run = train(Simulated(Cluster(2, PACE, failures=(Failure(1, 0.55, 0.6),))), DynSGD(2), **more)
+    steps = [e["attempt"] for e in run.arrivals.to_pylist() if e["kind"] == "push" and e["worker"] == 1]
+    assert 0 < steps.count(1) < 4
+    assert (calm.model[0].running_mean > 45).all() and (run.model[0].running_mean > 45).all()
+    again = train(Replay(run), DynSGD(2), **more)
+    assert again.settings["replayed"] == "bit-equal" and same(run, again)
+
+
 # ---- what users write and get wrong ----------------------------------------------------------------------------------
 
 

@@ -468,6 +468,26 @@ def test_statistics_ride_along_and_are_averaged():
     assert c.params.tolist() == [2, 2, 2] and c.statistics.tolist() == [5, 4]
 
 
+def test_who_joins_goes_on_with_its_own_statistics_also_from_a_snapshot():
+    def fresh():
+        return Center(torch.zeros(3), Downpour(), 3, statistics=torch.ones(2))
+
+    c = fresh()
+    for worker in (0, 1):
+        c.join(worker, 0, 0.0)
+        assert c.statistics_for(worker).tolist() == [1, 1]
+    for worker in (0, 1):
+        c.push(worker, 0, 1, NOTE, torch.tensor([1.0, 1, 1, 10 * worker, 4]), 0.0)
+    restored = fresh()
+    restored.restore(*c.snapshot(), same_run=False)
+    for found, attempt in ((c, 1), (restored, 0)):
+        for worker, own in ((0, [0, 4]), (1, [10, 4]), (2, [5, 4])):
+            found.join(worker, attempt, 0.0)
+            assert found.statistics_for(worker).tolist() == own
+        found.push(0, attempt, 2, NOTE, torch.tensor([1.0, 1, 1, 2, 4]), 0.0)
+        assert found.statistics.tolist() == [6, 4]  # worker 1's are still in the mean
+
+
 def test_models_are_kept_when_all_workers_have_come_so_far():
     kept = []
     c = Center(torch.zeros(1), Downpour(), 3, keep=lambda p, s, mark: kept.append((p.item(), mark["epoch"])))

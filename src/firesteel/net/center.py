@@ -262,6 +262,11 @@ class Center:
 
     # ---- what is kept ------------------------------------------------------------------------------------------------
 
+    def statistics_for(self, worker: int) -> Vec:
+        """The running statistics with which a worker goes on that joins: its own as it sent them last, else the mean, [Q]."""
+        own = self.members[worker].statistics
+        return self.statistics if own is None else own
+
     @property
     def statistics(self) -> Vec:
         """Mean over the workers of the running statistics they sent last, [Q]."""
@@ -289,7 +294,8 @@ class Center:
             for worker, m in self.members.items()
         }
         plain = {"version": self.version, "members": members, "totals": self.totals, "kept": self._kept}
-        return {"params": self.params, "statistics": self.statistics}, plain
+        own = {f"statistics.{worker}": m.statistics for worker, m in self.members.items() if m.statistics is not None}
+        return {"params": self.params, "statistics": self.statistics, **own}, plain
 
     def restore(self, tensors: dict[str, Vec], plain: dict[str, Any], same_run: bool = True) -> None:
         """Go on from a snapshot. In a new run all attempts begin anew, so none of them is fenced off by an old one.
@@ -306,7 +312,9 @@ class Center:
         self.version, self.totals, self._kept = plain["version"], dict(plain["totals"]), plain["kept"]
         for worker, m in plain["members"].items():
             note = Note(**m["note"]) if m["note"] else None
-            self.members[int(worker)] = _Member(m["attempt"] if same_run else -1, False, m["sequence"], self.version, note=note)
+            member = _Member(m["attempt"] if same_run else -1, False, m["sequence"], pulled=self.version, note=note)
+            member.statistics = tensors.get(f"statistics.{worker}")
+            self.members[int(worker)] = member
             self._without += note is None
             for name in self._sums:
                 self._sums[name] += float(getattr(note, name)) if note else 0.0

@@ -48,11 +48,13 @@ class Address:
 class _Link:
     """The stream to one shard."""
 
-    def __init__(self, address: Address, shard: int, worker: int, attempt: int, dtype: torch.dtype) -> None:
-        told = {"worker": worker, "attempt": attempt, "type": wire.name(dtype)}
+    def __init__(self, address: Address, shard: int, worker: int, attempt: int, statistics: Tensor) -> None:
+        told = {"worker": worker, "attempt": attempt, "type": wire.name(statistics.dtype), "statistics": statistics.numel()}
         self._line: wire.Line = address.connect(shard, told, _CONNECT_SECONDS)
+        self.statistics: Tensor = statistics  # filled with those to go on with, [Q]
         try:
             self.sequence, self.steps_done = self._line.read_answer()
+            self._line.read(wire.raw(statistics))
         except BaseException:
             self._line.close()
             raise
@@ -98,6 +100,7 @@ class CenterNet(NoGang):
         self.trace: Trace = trace
         self.note: Callable[[], Note] = lambda: Note(0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0)
         self.statistics: Callable[[], Vec] = lambda: torch.empty(0)
+        self.take_up: Callable[[Vec], None] = lambda statistics: None
         self.on_stop: Callable[[], None] = lambda: None
         self.sequence: int = 0
         self._attempt: int = attempt
@@ -113,8 +116,9 @@ class CenterNet(NoGang):
         self._links: list[_Link] = []
 
     def join(self) -> int:
-        """Meet the servers; returns the local steps that earlier attempts of this worker have already pushed."""
+        """Meet the servers, and go on with the statistics they have; returns the local steps that have already been pushed."""
         self._meeting_again(lambda: self._connect(self._find()), lambda: None)
+        self.take_up(self._links[0].statistics)
         return max(link.steps_done for link in self._links)
 
     def _connect(self, address: Address) -> None:
@@ -122,7 +126,8 @@ class CenterNet(NoGang):
             link.close()
         self._links = []
         for shard in range(len(self._parts)):
-            self._links.append(_Link(address, shard, self.rank, self._attempt, self._dtype))
+            statistics = torch.empty(0 if shard else self.statistics().numel(), dtype=self._dtype)
+            self._links.append(_Link(address, shard, self.rank, self._attempt, statistics))
         newest = max([self.sequence, *(link.sequence for link in self._links)])
         for shard, link in enumerate(self._links):
             if self._last is not None and link.sequence == newest - 1 and newest == self.sequence:

@@ -161,11 +161,16 @@ class Server:
         if told["type"] != self._type:
             raise UsageError(f"numbers of type {told['type']} for parameters of type {self._type}.")
         center, lock = self.center, self._lock
+        if told["statistics"] != self._numbers - center.params.numel():
+            raise UsageError(
+                f"{told['statistics']} running statistics where {self._numbers - center.params.numel()} are expected."
+            )
         with lock:
             sequence, steps_done = center.join(worker, attempt, self._seconds())
+            statistics = center.statistics_for(worker)
         try:
             line.wait_at_most(None)
-            line.write(wire.answer(wire.WELCOME, sequence, steps_done))
+            line.write(wire.answer(wire.WELCOME, sequence, steps_done), wire.raw(statistics))
             # Two buffers, for the worker's last pull and for what comes next: first its push, then, as that is hot in the
             # processor's cache, the center that goes back.
             size = center.params.numel()

@@ -3,8 +3,8 @@
 One connection carries one worker's talk with one server:
 
     worker                                   server
-    hello: length and JSON              ->                      token, worker, attempt, type of the numbers
-                                        <-   WELCOME            pushes so far, steps at the last of them
+    hello: length and JSON              ->                      token, worker, attempt, type of the numbers, statistics
+                                        <-   WELCOME + numbers  pushes so far, steps at the last of them; running statistics
     AGREE                               ->                      pushes that all shards have
     PUSH + numbers                      ->
     PULL, or EXCHANGE (both in one)     ->
