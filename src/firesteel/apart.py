@@ -7,6 +7,7 @@ servers kept on the rows held out. So evaluation costs the run no time, and no w
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -76,6 +77,8 @@ def train_apart(
         Folder(job.run_dir).put(ARRIVALS, ipc(log))
     if not any(r["train_rows"] for r in reports):
         raise UsageError("there are no rows to train on: the data is empty, or validation took them all.")
+    if collected.status["restarts"] and not (collected.status["stopped"] or collected.status["diverged"]):
+        _tell_what_is_missing(int(collected.status["steps"]), sum(r["total_steps"] for r in reports))
     models = [*collected.kept]
     if not models or models[-1][0]["version"] != collected.mark["version"]:
         models.append((collected.mark, collected.params, collected.statistics))
@@ -124,6 +127,15 @@ def _check(job: Job) -> None:
         )
     if not hasattr(job.strategy, "needs_seen"):
         raise UsageError("a strategy with `merge` also says `needs_seen: ClassVar[bool]`; see docs/write-your-own.md.")
+
+
+def _tell_what_is_missing(steps: int, asked: int) -> None:
+    if steps < asked:
+        warnings.warn(
+            f"a server was lost and started again, and what came after its last snapshot went with it: {steps} of {asked} steps "
+            "are in the model. A smaller checkpoint_steps keeps more; to make up for the rest, train on for some epochs.",
+            stacklevel=4,
+        )
 
 
 def _score(job: Job, source: Any, on: Any, run_world: World, models: list[Any]) -> list[dict[str, float]]:

@@ -101,6 +101,7 @@ class CenterProcess:
             "train_rows": shard.rows,
             "held_rows": held.rows,
             "attempt": self.attempt,
+            "total_steps": worker.plan.total_steps,
             "threads": torch.get_num_threads(),
             "device": str(self.device),
             "host": host_name(),
@@ -142,8 +143,10 @@ class CenterProcess:
         except Diverged as error:
             told = {"worker": self.rank, "sequence": net.sequence, "why": str(error).split(". ")[0]}
             Caller(finder.find(self.store)).diverged(told)
-        finally:
-            net.close()
+        except BaseException:
+            net.hang_up()
+            raise
+        net.close()
 
 
 def score(job: Job, meeting: Meeting, batches: Iterable[pa.RecordBatch], device: torch.device) -> Iterator[pa.RecordBatch]:

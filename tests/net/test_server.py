@@ -549,9 +549,27 @@ def servers() -> list[int]:
         return [int(pid) for pid in file.read().split()]
 
 
+def kill_server() -> None:
+    """From a worker: end the first child of the nursery, and wait until it is gone."""
+    parent = os.getppid()
+    with open(f"/proc/{parent}/task/{parent}/children") as file:
+        first = min(int(pid) for pid in file.read().split())
+    os.kill(first, signal.SIGKILL)
+    await_death(first)
+
+
+def await_death(pid: int) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            with open(f"/proc/{pid}/stat") as file:
+                if file.read().rpartition(")")[2].split()[0] == "Z":
+                    return
+            threading.Event().wait(0.005)
+
+
 @dataclass(frozen=True)
 class KillsServer:
-    """Downpour(1) whose worker 0 kills the server (the first child of the nursery) at step 30, once."""
+    """Downpour(1) whose worker 0 kills the server at step 100, once."""
 
     note: str
     needs_seen: ClassVar[bool] = False
@@ -561,12 +579,9 @@ class KillsServer:
         for step, batch in worker.steps():
             worker.step(worker.gradient(batch))
             if step == 100 and net.rank == 0 and not os.path.exists(self.note):
-                parent = os.getppid()
-                with open(f"/proc/{parent}/task/{parent}/children") as file:
-                    first = min(int(pid) for pid in file.read().split())
                 with open(self.note, "w") as file:
                     file.write(str(time.time()))
-                os.kill(first, signal.SIGKILL)
+                kill_server()
             await net.push(worker.params - center)
             center = worker.params = await net.pull()
         return center
@@ -582,6 +597,7 @@ def test_a_killed_server_is_a_clear_error(tmp_path):
     assert fit(Downpour(), 2, epochs=1).status == "finished"
 
 
+@pytest.mark.filterwarnings("ignore:a server was lost and started again")
 def test_a_killed_server_goes_on_from_its_snapshot(tmp_path):
     run = fit(KillsServer(str(tmp_path / "note")), 2, run_dir=tmp_path / "run", checkpoint_steps=20)
     assert run.status == "finished" and (tmp_path / "note").exists()
@@ -590,6 +606,60 @@ def test_a_killed_server_goes_on_from_its_snapshot(tmp_path):
     assert set(last.values()) == {230}  # worker 1 may have been through before
     with pytest.raises(firesteel.UsageError, match="the log is not whole"):
         fit(KillsServer(str(tmp_path / "note")), on=firesteel.Replay(tmp_path / "run"))
+
+
+def test_what_went_with_a_lost_server_is_told(tmp_path):
+    """No snapshot was due before it was killed at step 100."""
+    with pytest.warns(UserWarning, match="130 of 230 steps are in the model"):
+        run = fit(
+            KillsServer(str(tmp_path / "note")), 1, run_dir=tmp_path / "run", checkpoint_steps=10**6, epochs=None, max_steps=230
+        )
+    assert run.history["samples"].to_pylist()[-1] < 230 * 8
+
+
+@dataclass(frozen=True)
+class KillsServerAtItsEnd:
+    """Downpour(1) whose worker `who` kills the server: behind its last push, or, as worker 1, when worker 0 has ended."""
+
+    note: str
+    who: int
+    needs_seen: ClassVar[bool] = False
+
+    async def run(self, worker, net):
+        center = worker.params = await net.pull()
+        if net.rank < self.who:
+            with open(self.note + ".part", "w") as file:
+                file.write(str(os.getpid()))
+            os.rename(self.note + ".part", self.note)
+        elif self.who:
+            while not os.path.exists(self.note):
+                threading.Event().wait(0.005)
+            with open(self.note) as file:
+                await_death(int(file.read()))
+            kill_server()
+        for _, batch in worker.steps():
+            worker.step(worker.gradient(batch))
+            if net.rank == self.who == 0:
+                await net.push(worker.params - center)
+                kill_server()
+            else:
+                center = worker.params = await net.exchange(worker.params - center)
+        return center
+
+    def merge(self, center, push):
+        center.add_(push.delta)
+
+
+def test_a_worker_that_has_left_is_in_a_snapshot(tmp_path):
+    """Worker 0 is through when the server is killed, and could send nothing again."""
+    run = fit(KillsServerAtItsEnd(str(tmp_path / "note"), 1), 2, run_dir=tmp_path / "run", checkpoint_steps=10**6, epochs=2)
+    assert run.status == "finished" and run.history["samples"].to_pylist()[-1] == 2 * 360
+    assert {e["worker"] for e in run.arrivals.to_pylist()} == {1}  # the log began anew with the server
+
+
+def test_a_worker_whose_last_push_is_lost_as_it_leaves_sends_it_again(tmp_path):
+    run = fit(KillsServerAtItsEnd(str(tmp_path / "note"), 0), 1, run_dir=tmp_path / "run", epochs=None, max_steps=1)
+    assert run.history["samples"].to_pylist() == [8]
 
 
 def test_collectives_need_a_gang_and_pulls_a_server():

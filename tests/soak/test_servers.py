@@ -54,6 +54,7 @@ def test_twenty_workers_killed_are_started_again(shards, tmp_path):
         assert run.metrics["validation_accuracy"] > calm - 0.1
 
 
+@pytest.mark.filterwarnings("ignore:a server was lost and started again")
 def test_twenty_servers_killed_are_clear_errors_or_go_on(tmp_path):
     on = Local(workers=2, threads=1)
     went_on = 0

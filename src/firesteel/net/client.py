@@ -72,10 +72,19 @@ class _Link:
         self._line.read(wire.raw(into))
         return said
 
-    def close(self) -> None:
+    def leave(self) -> None:
+        """Returns when the server has said that nothing of this worker can be lost any more."""
+        self._line.write(wire.ask(wire.LEAVE))
+        _ = self._line.read_answer()
+
+    def part(self) -> None:
+        """Leave a server that may be gone, to come again."""
         with contextlib.suppress(OSError):
             self._line.write(wire.ask(wire.LEAVE))
-            self._line.drain()  # until the server has hung up: it has merged everything by then
+            self._line.drain()  # until the server has hung up: it takes this attempt for active until then
+        self._line.close()
+
+    def close(self) -> None:
         self._line.close()
 
 
@@ -123,7 +132,7 @@ class CenterNet(NoGang):
 
     def _connect(self, address: Address) -> None:
         for link in self._links:
-            link.close()
+            link.part()
         self._links = []
         for shard in range(len(self._parts)):
             statistics = torch.empty(0 if shard else self.statistics().numel(), dtype=self._dtype)
@@ -213,7 +222,18 @@ class CenterNet(NoGang):
                 _ = threading.Event().wait(0.05)  # the old address is all there is until the server is back
 
     def close(self) -> None:
-        """Leave; returns when the servers have merged all that was pushed."""
+        """Leave; returns when the servers have merged all that was pushed and, where snapshots are kept, have them on disk."""
+        self._meeting_again(self._leave, self._leave)
+        self.hang_up()
+
+    def _leave(self) -> None:
+        while self._outstanding:
+            _ = self._read()
+        for link in self._links:
+            link.leave()
+
+    def hang_up(self) -> None:
+        """Go without a word."""
         for link in self._links:
             link.close()
 

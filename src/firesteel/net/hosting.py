@@ -229,6 +229,7 @@ class Hosts:
             self._hurried,
         )
         found.status["restarts"] = self.restarts
+        found.status["steps"] = min(f["status"]["steps"] for _, f in finals)  # a shard may have lost what others have
         found.status["diverged"] = next((d for _, f in finals if (d := f["status"]["diverged"])), None)
         self._keep_model(found)
         return found

@@ -99,6 +99,8 @@ class Server:
         self._snapshot_name: str = f"center-{number}.safetensors"
         self._due: threading.Event = threading.Event()
         self._writing: threading.Lock = threading.Lock()
+        self._asked: int = 0  # snapshots asked for
+        self._written: int = 0  # how many of them the newest one on disk answers
         if serving.run_dir is not None:
             threading.Thread(target=self._write_snapshots, daemon=True).start()
 
@@ -199,11 +201,13 @@ class Server:
                     with lock:
                         center.agree(worker, attempt, sequence, note.steps_done, self._seconds())
                 elif kind == wire.LEAVE:
-                    return
+                    break
         finally:
             with lock:
                 center.leave(worker, attempt, self._seconds())
                 self._changed.notify_all()
+        self._save()  # a worker that has gone could not send its pushes again
+        line.write(wire.answer(wire.DONE, 0, 0))
 
     def _halted(self) -> bool:
         limit = self._serving.max_seconds
@@ -262,20 +266,29 @@ class Server:
         while True:
             _ = self._due.wait()
             self._due.clear()
-            self._write_snapshot()
+            with contextlib.suppress(OSError):
+                self._save()
 
-    def _write_snapshot(self) -> None:
+    def _save(self) -> None:
+        """Return when a snapshot of what is merged by now is on disk, if there is to be one; many that wait share one."""
         serving = self._serving
-        assert serving.run_dir is not None
+        if serving.run_dir is None:
+            return
+        with self._lock:
+            self._asked += 1
+            mine = self._asked
         with self._writing:  # so that an older one never comes after a newer one
+            if self._written >= mine:
+                return
             with self._lock:
+                number = self._asked
                 tensors, plain = self.center.snapshot()
                 if self.center.diverged:
                     return  # the last good center is on disk: it was checked before it was written
                 plain |= {"seconds": self._seconds(), "run": serving.store[2], "settings": serving.settings}
                 data = pack(tensors, plain)
-            with contextlib.suppress(OSError):
-                Folder(serving.run_dir).put(self._snapshot_name, data)
+            Folder(serving.run_dir).put(self._snapshot_name, data)
+            self._written = number
 
     def _finish(self) -> None:
         with self._lock:
@@ -284,8 +297,8 @@ class Server:
             data = pack(tensors, {**plain, "status": self._status(), "mark": center.mark(seconds)})
             _ = Path(self._folder, f"final-{self._number}").write_bytes(data)
             table = center.table()
-        if self._serving.run_dir is not None:
-            self._write_snapshot()  # what comes after the last publish point is not lost to a run that goes on later
+        with contextlib.suppress(OSError):
+            self._save()  # what comes after the last publish point is not lost to a run that goes on later
         path = os.path.join(self._folder, f"log-{self._number}")
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, table.schema) as out:
             out.write_table(table)

@@ -10,6 +10,7 @@ One connection carries one worker's talk with one server:
     PULL, or EXCHANGE (both in one)     ->
                                         <-   CENTER + numbers   version, stop
     LEAVE                               ->
+                                        <-   DONE               all pushes are merged and, with a run folder, in a snapshot
                                         <-   REFUSED + text     in place of any other answer; then the server hangs up
 
 The caller's requests are a hello with an `action`, answered by DONE + text. Nothing is ever unpickled. Every message has a
