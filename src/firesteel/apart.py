@@ -21,7 +21,8 @@ from firesteel.errors import Diverged, UsageError
 from firesteel.evaluate import named
 from firesteel.job import Job, Score
 from firesteel.losses import resolve_metrics
-from firesteel.net.hosting import Collected, Serve, check_snapshots, forget_snapshots, own_certificate
+from firesteel.net import snapshots
+from firesteel.net.hosting import Collected, Serve, own_certificate
 from firesteel.outcome import assemble_run
 from firesteel.results import by_part, ipc
 from firesteel.run import Run
@@ -41,7 +42,6 @@ def train_apart(
     called_at: float,
     began: float,
     example: Any,
-    resume: bool,
 ) -> Run:
     """Run a job whose strategy has a server.
 
@@ -49,12 +49,11 @@ def train_apart(
         Diverged: the center did; it names worker, staleness and what to change. The last good model is kept.
     """
     _check(job)
-    settings = {"workers": on.workers, "shards": on.server.shards, **job.settings}
-    settings = {name: value for name, value in settings.items() if name != "notes"}
+    settings = resumable_settings(job, on)
     replaying = isinstance(on, Replay)
     if job.run_dir is not None and not replaying:
         Folder(job.run_dir).delete(ARRIVALS)
-        check_snapshots(job.run_dir, on.server.shards, settings) if resume else forget_snapshots(job.run_dir)
+        snapshots.lay_out(job.run_dir, on.server.shards, job.resume_from)
     params, _, _ = flatten(module)
     serve = Serve(
         job.strategy,
@@ -119,6 +118,21 @@ def train_apart(
     return run
 
 
+def resumable_settings(job: Job, on: Any) -> dict[str, Any]:
+    """What must be as it was for a run to go on."""
+    own = {name: value for name, value in job.settings.items() if name != "notes"}
+    return {"workers": on.workers, "shards": on.server.shards, **own}
+
+
+def resumed(job: Job, on: Any, folder: str) -> Job:
+    """The job that goes on from the snapshots in a folder.
+
+    Raises:
+        UsageError: it holds none, or the run was another one.
+    """
+    return replace(job, resume_from=folder, resumed_rows=snapshots.check(folder, on.server.shards, resumable_settings(job, on)))
+
+
 def _check(job: Job) -> None:
     if job.early_stopping is not None:
         raise UsageError(
@@ -132,8 +146,8 @@ def _check(job: Job) -> None:
 def _tell_what_is_missing(steps: int, asked: int) -> None:
     if steps < asked:
         warnings.warn(
-            f"a server was lost and started again, and what came after its last snapshot went with it: {steps} of {asked} steps "
-            "are in the model. A smaller checkpoint_steps keeps more; to make up for the rest, train on for some epochs.",
+            f"a server was lost and started again, and what came after its last snapshot went with it: {steps} of {asked} "
+            "steps are in the model. A smaller checkpoint_steps keeps more; to make up for the rest, train on for some epochs.",
             stacklevel=4,
         )
 

@@ -118,7 +118,7 @@ def test_a_hello_that_comes_byte_by_byte_is_cut_short(server, monkeypatch):
 
 
 NOTE = Note(1, 1, 8, 8.0, 1.0, 0.0, 0.1, 0.1)
-HELLO = {"worker": 0, "attempt": 0, "type": "float32", "statistics": 0}
+HELLO = {"worker": 0, "attempt": 0, "type": "float32", "statistics": 0, "rows": ""}
 
 
 def push(sequence=1, note=NOTE, count=SIZE, kind=wire.PUSH) -> bytes:
@@ -727,6 +727,29 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, shards):
         fit(Downpour(2), on=firesteel.Replay(second), epochs=40, checkpoint_steps=4)
     with pytest.raises(firesteel.UsageError, match="holds no snapshot"):
         fit(Downpour(2), 2, server, run_dir=tmp_path / "elsewhere", resume=True)
+
+
+def test_a_run_goes_on_from_another_folder(tmp_path):
+    """What the new run's folder held is forgotten, what the old one's holds is left as it is."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    version = lambda folder: unpack(Folder(str(folder)).get("center-0.safetensors") or b"")[1]["version"]  # noqa: E731
+    for folder, epochs in ((old, 2), (new, 3)):
+        fit(Downpour(2), epochs=epochs, run_dir=folder)
+    before, other = (old / "center-0.safetensors").read_bytes(), version(new)
+    run = fit(Downpour(2), epochs=4, run_dir=new, resume=old)
+    assert run.history["samples"].to_pylist()[-1] == 4 * 360
+    assert run.arrivals["version"].to_pylist()[0] == version(old) != other
+    assert (old / "center-0.safetensors").read_bytes() == before and version(new) > other
+    assert fit(Downpour(2), epochs=5, resume=new).history["samples"].to_pylist()[-1] == 5 * 360
+
+
+def test_a_resume_from_nowhere_or_on_other_rows_is_refused(tmp_path):
+    with pytest.raises(firesteel.UsageError, match="resume=True needs run_dir"):
+        fit(Downpour(), resume=True)
+    fit(Downpour(), epochs=1, run_dir=tmp_path)
+    settings = {"strategy": Downpour(), "on": Local(2, threads=1), "batch_size": 8, "progress": "none", "resume": tmp_path}
+    with pytest.raises(firesteel.UsageError, match="rows are not those of the run to resume"):
+        firesteel.train(mlp, (X + 1, Y), **settings)
 
 
 def test_a_run_that_diverged_is_not_replayed(tmp_path):

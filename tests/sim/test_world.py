@@ -274,6 +274,19 @@ def test_what_a_simulation_cannot_do(more, said):
         train(settings.pop("on"), SyncSGD(), **settings)
 
 
+@pytest.mark.parametrize("strategy", [SyncSGD(), DynSGD()], ids=str)
+def test_resuming_is_refused_before_anything_is_touched(strategy, tmp_path):
+    on = Simulated(Cluster(2))
+    run = train(on, strategy, run_dir=tmp_path)
+    files = lambda: {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}  # noqa: E731
+    before = files()
+    for world in (on, Replay(run) if run.arrivals is not None else on):
+        for more in ({"run_dir": tmp_path, "resume": True}, {"resume": tmp_path}, {"resume": True}):
+            with pytest.raises(UsageError, match="so there is nothing to resume; start it again"):
+                train(world, strategy, **more)
+    assert files() == before
+
+
 def test_the_callers_own_generator_and_threads_are_given_back():
     torch.manual_seed(3)
     expected = torch.rand(4)

@@ -48,8 +48,8 @@ class Address:
 class _Link:
     """The stream to one shard."""
 
-    def __init__(self, address: Address, shard: int, worker: int, attempt: int, statistics: Tensor) -> None:
-        told = {"worker": worker, "attempt": attempt, "type": wire.name(statistics.dtype), "statistics": statistics.numel()}
+    def __init__(self, address: Address, shard: int, told: dict[str, Any], statistics: Tensor) -> None:
+        told = {**told, "type": wire.name(statistics.dtype), "statistics": statistics.numel()}
         self._line: wire.Line = address.connect(shard, told, _CONNECT_SECONDS)
         self.statistics: Tensor = statistics  # filled with those to go on with, [Q]
         try:
@@ -111,6 +111,7 @@ class CenterNet(NoGang):
         self.statistics: Callable[[], Vec] = lambda: torch.empty(0)
         self.take_up: Callable[[Vec], None] = lambda statistics: None
         self.on_stop: Callable[[], None] = lambda: None
+        self.rows: str = ""  # fingerprint of the worker's, kept in snapshots
         self.sequence: int = 0
         self._attempt: int = attempt
         self._find: Callable[[], Address] = find
@@ -134,9 +135,10 @@ class CenterNet(NoGang):
         for link in self._links:
             link.part()
         self._links = []
+        told = {"worker": self.rank, "attempt": self._attempt, "rows": self.rows}
         for shard in range(len(self._parts)):
             statistics = torch.empty(0 if shard else self.statistics().numel(), dtype=self._dtype)
-            self._links.append(_Link(address, shard, self.rank, self._attempt, statistics))
+            self._links.append(_Link(address, shard, told, statistics))
         newest = max([self.sequence, *(link.sequence for link in self._links)])
         for shard, link in enumerate(self._links):
             if self._last is not None and link.sequence == newest - 1 and newest == self.sequence:

@@ -28,7 +28,7 @@ import torch
 
 from firesteel.checkpoint import Folder, pack, unpack
 from firesteel.errors import UsageError
-from firesteel.net import wire
+from firesteel.net import snapshots, wire
 from firesteel.net.center import Center, Rules
 from firesteel.net.meeting import open_store
 from firesteel.net.protocol import Vec
@@ -96,7 +96,7 @@ class Server:
         self._zero: float | None = None
         self._stop: bool = False
         self._finished: threading.Event = threading.Event()
-        self._snapshot_name: str = f"center-{number}.safetensors"
+        self._rows: dict[str, str] = {}  # fingerprint of each worker's, for a run that goes on later
         self._due: threading.Event = threading.Event()
         self._writing: threading.Lock = threading.Lock()
         self._asked: int = 0  # snapshots asked for
@@ -108,7 +108,7 @@ class Server:
         """Go on from a snapshot."""
         tensors, plain = unpack(data)
         self.center.restore(tensors, plain, plain["run"] == self._serving.store[2])
-        self._zero = time.perf_counter() - plain["seconds"]
+        self._zero, self._rows = time.perf_counter() - plain["seconds"], plain["rows"]
 
     def _seconds(self) -> float:
         now = time.perf_counter()
@@ -159,7 +159,7 @@ class Server:
     # ---- a worker's stream -------------------------------------------------------------------------------------------
 
     def _exchange(self, line: wire.Line, told: dict[str, Any]) -> None:
-        worker, attempt = int(told["worker"]), int(told["attempt"])
+        worker, attempt, rows = int(told["worker"]), int(told["attempt"]), str(told["rows"])
         if told["type"] != self._type:
             raise UsageError(f"numbers of type {told['type']} for parameters of type {self._type}.")
         center, lock = self.center, self._lock
@@ -170,6 +170,7 @@ class Server:
         with lock:
             sequence, steps_done = center.join(worker, attempt, self._seconds())
             statistics = center.statistics_for(worker)
+            self._rows[str(worker)] = rows
         try:
             line.wait_at_most(None)
             line.write(wire.answer(wire.WELCOME, sequence, steps_done), wire.raw(statistics))
@@ -285,9 +286,9 @@ class Server:
                 tensors, plain = self.center.snapshot()
                 if self.center.diverged:
                     return  # the last good center is on disk: it was checked before it was written
-                plain |= {"seconds": self._seconds(), "run": serving.store[2], "settings": serving.settings}
+                plain |= {"seconds": self._seconds(), "run": serving.store[2], "settings": serving.settings, "rows": self._rows}
                 data = pack(tensors, plain)
-            Folder(serving.run_dir).put(self._snapshot_name, data)
+            Folder(serving.run_dir).put(snapshots.name(self._number), data)
             self._written = number
 
     def _finish(self) -> None:
@@ -341,7 +342,7 @@ def live(folder: str, number: int) -> NoReturn:
         generation = store.add(f"{prefix}/servers/{number}/generation", 1)
         server = Server(serving, number, folder)
         if serving.run_dir is not None:
-            snapshot = Folder(serving.run_dir).get(f"center-{number}.safetensors")
+            snapshot = Folder(serving.run_dir).get(snapshots.name(number))
             if snapshot is not None:
                 server.restore(snapshot)
         store.set(f"{prefix}/servers/{number}/{generation}", f"{serving.host}:{server.port}")

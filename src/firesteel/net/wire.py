@@ -3,7 +3,7 @@
 One connection carries one worker's talk with one server:
 
     worker                                   server
-    hello: length and JSON              ->                      token, worker, attempt, type of the numbers, statistics
+    hello: length and JSON              ->                      token, worker, attempt, rows, type and sizes of numbers
                                         <-   WELCOME + numbers  pushes so far, steps at the last of them; running statistics
     AGREE                               ->                      pushes that all shards have
     PUSH + numbers                      ->
