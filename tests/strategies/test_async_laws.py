@@ -457,6 +457,10 @@ def test_a_bad_center_is_neither_written_down_nor_taken_up(bad):
     with pytest.raises(UsageError, match="the snapshot's center has the norm"):
         other.restore({**tensors, "params": torch.full((3,), bad)}, plain)
     assert not other.params.any() and not other.members
+    for same_run in (True, False):
+        again = center(max_growth=10.0)
+        again.restore(tensors, plain, same_run)
+        assert (again.diverged is not None) == same_run and not again.params.any()
 
 
 def test_statistics_ride_along_and_are_averaged():

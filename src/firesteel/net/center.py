@@ -294,11 +294,13 @@ class Center:
             for worker, m in self.members.items()
         }
         plain = {"version": self.version, "members": members, "totals": self.totals, "kept": self._kept}
+        plain["diverged"] = self.diverged
         own = {f"statistics.{worker}": m.statistics for worker, m in self.members.items() if m.statistics is not None}
         return {"params": self.params, "statistics": self.statistics, **own}, plain
 
     def restore(self, tensors: dict[str, Vec], plain: dict[str, Any], same_run: bool = True) -> None:
-        """Go on from a snapshot. In a new run all attempts begin anew, so none of them is fenced off by an old one.
+        """Go on from a snapshot. A new run is not told to stop as the old one diverged, and all attempts begin anew in it, so
+        that none of them is fenced off by an old one.
 
         Raises:
             UsageError: its center is no good one.
@@ -310,6 +312,7 @@ class Center:
         _ = self.params.copy_(tensors["params"])
         _ = self._good.copy_(self.params)
         self.version, self.totals, self._kept = plain["version"], dict(plain["totals"]), plain["kept"]
+        self.diverged = plain["diverged"] if same_run else None
         for worker, m in plain["members"].items():
             note = Note(**m["note"]) if m["note"] else None
             member = _Member(m["attempt"] if same_run else -1, False, m["sequence"], pulled=self.version, note=note)

@@ -284,8 +284,6 @@ class Server:
             with self._lock:
                 number = self._asked
                 tensors, plain = self.center.snapshot()
-                if self.center.diverged:
-                    return  # the last good center is on disk: it was checked before it was written
                 plain |= {"seconds": self._seconds(), "run": serving.store[2], "settings": serving.settings, "rows": self._rows}
                 data = pack(tensors, plain)
             Folder(serving.run_dir).put(snapshots.name(self._number), data)
