@@ -7,6 +7,7 @@ servers kept on the rows held out. So evaluation costs the run no time, and no w
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -20,7 +21,8 @@ from firesteel.errors import Diverged, UsageError
 from firesteel.evaluate import named
 from firesteel.job import Job, Score
 from firesteel.losses import resolve_metrics
-from firesteel.net.hosting import Collected, Serve, check_snapshots, forget_snapshots, own_certificate
+from firesteel.net import snapshots
+from firesteel.net.hosting import Collected, Serve, own_certificate
 from firesteel.outcome import assemble_run
 from firesteel.results import by_part, ipc
 from firesteel.run import Run
@@ -40,7 +42,6 @@ def train_apart(
     called_at: float,
     began: float,
     example: Any,
-    resume: bool,
 ) -> Run:
     """Run a job whose strategy has a server.
 
@@ -48,12 +49,11 @@ def train_apart(
         Diverged: the center did; it names worker, staleness and what to change. The last good model is kept.
     """
     _check(job)
-    settings = {"workers": on.workers, "shards": on.server.shards, **job.settings}
-    settings = {name: value for name, value in settings.items() if name != "notes"}
+    settings = resumable_settings(job, on)
     replaying = isinstance(on, Replay)
     if job.run_dir is not None and not replaying:
         Folder(job.run_dir).delete(ARRIVALS)
-        check_snapshots(job.run_dir, on.server.shards, settings) if resume else forget_snapshots(job.run_dir)
+        snapshots.lay_out(job.run_dir, on.server.shards, job.resume_from)
     params, _, _ = flatten(module)
     serve = Serve(
         job.strategy,
@@ -76,6 +76,8 @@ def train_apart(
         Folder(job.run_dir).put(ARRIVALS, ipc(log))
     if not any(r["train_rows"] for r in reports):
         raise UsageError("there are no rows to train on: the data is empty, or validation took them all.")
+    if collected.status["restarts"] and not (collected.status["stopped"] or collected.status["diverged"]):
+        _tell_what_is_missing(int(collected.status["steps"]), sum(r["total_steps"] for r in reports))
     models = [*collected.kept]
     if not models or models[-1][0]["version"] != collected.mark["version"]:
         models.append((collected.mark, collected.params, collected.statistics))
@@ -116,6 +118,21 @@ def train_apart(
     return run
 
 
+def resumable_settings(job: Job, on: Any) -> dict[str, Any]:
+    """What must be as it was for a run to go on."""
+    own = {name: value for name, value in job.settings.items() if name != "notes"}
+    return {"workers": on.workers, "shards": on.server.shards, **own}
+
+
+def resumed(job: Job, on: Any, folder: str) -> Job:
+    """The job that goes on from the snapshots in a folder.
+
+    Raises:
+        UsageError: it holds none, or the run was another one.
+    """
+    return replace(job, resume_from=folder, resumed_rows=snapshots.check(folder, on.server.shards, resumable_settings(job, on)))
+
+
 def _check(job: Job) -> None:
     if job.early_stopping is not None:
         raise UsageError(
@@ -124,6 +141,15 @@ def _check(job: Job) -> None:
         )
     if not hasattr(job.strategy, "needs_seen"):
         raise UsageError("a strategy with `merge` also says `needs_seen: ClassVar[bool]`; see docs/write-your-own.md.")
+
+
+def _tell_what_is_missing(steps: int, asked: int) -> None:
+    if steps < asked:
+        warnings.warn(
+            f"a server was lost and started again, and what came after its last snapshot went with it: {steps} of {asked} "
+            "steps are in the model. A smaller checkpoint_steps keeps more; to make up for the rest, train on for some epochs.",
+            stacklevel=4,
+        )
 
 
 def _score(job: Job, source: Any, on: Any, run_world: World, models: list[Any]) -> list[dict[str, float]]:

@@ -20,7 +20,7 @@ import torch
 
 from firesteel import randomness
 from firesteel.data.batches import Plan, total_steps
-from firesteel.data.shard import Shard, build_shard
+from firesteel.data.shard import Shard, build_shard, check_rows
 from firesteel.errors import Diverged, UsageError
 from firesteel.evaluate import probe, sums
 from firesteel.job import Apart, Job, Score
@@ -94,13 +94,14 @@ class CenterProcess:
             whole, shard, held = split_shard(job, self.rank, batches, spill)
             data_seconds = time.perf_counter() - began
             worker = make_worker(job, self.rank, whole, shard, self.device, self.trace, self.attempt)
-            self._train(worker)
+            self._train(worker, self._fingerprint(shard))
         report = {
             "samples": self.trace.samples,
             "first_step_at": self.trace.first_step_at,
             "train_rows": shard.rows,
             "held_rows": held.rows,
             "attempt": self.attempt,
+            "total_steps": worker.plan.total_steps,
             "threads": torch.get_num_threads(),
             "device": str(self.device),
             "host": host_name(),
@@ -109,7 +110,14 @@ class CenterProcess:
         yield from rows("report", self.rank, json.dumps(report).encode())
         yield from rows("trace", self.rank, ipc(self.trace.table()))
 
-    def _train(self, worker: Worker) -> None:
+    def _fingerprint(self, shard: Shard) -> str:
+        if self.job.run_dir is None:
+            return ""
+        found = shard.fingerprint()
+        check_rows(self.rank, found, self.job.resumed_rows.get(str(self.rank), found))
+        return found
+
+    def _train(self, worker: Worker, fingerprint: str) -> None:
         apart = self.job.work
         assert isinstance(apart, Apart)
         if worker.params.numel() != apart.size:
@@ -128,8 +136,9 @@ class CenterProcess:
             self.device,
         )
         if worker.buffers.numel():
-            net.statistics = lambda: worker.buffers
+            net.statistics, net.take_up = lambda: worker.buffers, lambda statistics: setattr(worker, "buffers", statistics)
         net.on_stop = lambda: setattr(worker, "stopping", True)
+        net.rows = fingerprint
         done = net.join()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PyTorch: a schedule that moves before the optimizer has
@@ -142,8 +151,10 @@ class CenterProcess:
         except Diverged as error:
             told = {"worker": self.rank, "sequence": net.sequence, "why": str(error).split(". ")[0]}
             Caller(finder.find(self.store)).diverged(told)
-        finally:
-            net.close()
+        except BaseException:
+            net.hang_up()
+            raise
+        net.close()
 
 
 def score(job: Job, meeting: Meeting, batches: Iterable[pa.RecordBatch], device: torch.device) -> Iterator[pa.RecordBatch]:

@@ -20,7 +20,7 @@ from torch import Tensor
 from firesteel import randomness
 from firesteel.checkpoint import Board, Folder, Points, pack
 from firesteel.data.batches import Plan, total_steps
-from firesteel.data.shard import Shard, build_shard
+from firesteel.data.shard import Shard, build_shard, check_rows
 from firesteel.errors import Diverged, UsageError
 from firesteel.evaluate import named, probe, published_sums
 from firesteel.job import Job
@@ -191,11 +191,7 @@ class GangProcess:
         found = points.newest()
         assert found is not None  # the caller looked before it started us
         tensors, plain = points.read(found[0], self.rank)
-        if plain["fingerprint"] != self.fingerprint:
-            raise UsageError(
-                f"worker {self.rank}'s rows are not those of the run to resume (fingerprint {self.fingerprint}, then "
-                f"{plain['fingerprint']}). Resume on the same data in the same partitions, or start anew from run.model."
-            )
+        check_rows(self.rank, self.fingerprint, plain["fingerprint"])
         self.control.resumed = tuple(tensors[f"rest.{i}"].to(self.device) for i in range(plain["rest"]))
         if not self.control.resumed:
             self.control.resumed = None

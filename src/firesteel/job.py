@@ -95,6 +95,7 @@ class Job:
     work: Apart | Score | None = None
     """None: train together, as a gang."""
     settings: dict[str, Any] = field(default_factory=dict)  # what a point must agree on to be resumed
+    resumed_rows: dict[str, str] = field(default_factory=dict)  # with a server: fingerprints, by rank, that rows must have
 
     def build(self) -> nn.Module:
         """A model with its initial parameters; a module is used as it is, a factory is called."""

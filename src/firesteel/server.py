@@ -42,7 +42,8 @@ class Server:
     """True makes a certificate for the run (needs the package `cryptography`); or one of your own."""
     max_ahead: int | None = None
     """Stale synchronous parallel (Ho et al. 2013): a worker that is more than so many pushes ahead of the slowest one waits
-    at its pull. Bounds staleness to (2 max_ahead + 1)(N - 1). None: nobody waits; 0 keeps workers within one push."""
+    at its pull. Bounds staleness to (2 max_ahead + 1)(N - 1); one that joins late, or again, counts on from where the slowest
+    stands. None: nobody waits; 0 keeps workers within one push."""
     max_growth: float = 1e4
     """The run is taken to have diverged when the center's norm exceeds this multiple of its first norm (or of 1)."""
     record_every: int = 16

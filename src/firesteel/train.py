@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from firesteel import randomness
-from firesteel.apart import train_apart
+from firesteel.apart import resumed, train_apart
 from firesteel.checkpoint import Board, Folder, Points
 from firesteel.data.columns import Features
 from firesteel.data.shard import build_shard
@@ -98,7 +98,8 @@ def train(
         seed: all randomness of the run comes from it.
         run_dir: a folder (path or URI that all workers see) for points to resume from and for progress.
         checkpoint_steps: steps between two kept publish points; an epoch if None.
-        resume: True goes on from the newest point in `run_dir`, a path from the one there. Continues bit for bit.
+        resume: True goes on from the newest point in `run_dir`, a path from the one there, on the same rows. Continues bit for
+            bit, but for strategies with a server, where chance decides the order of arrival anew.
         device: "auto" takes a GPU for each worker where there are enough, else the CPU.
         progress: "auto", "bar", "lines" or "none" (True and False for auto and none).
 
@@ -165,8 +166,8 @@ def train(
     )
     resolve_loss(loss, source.columns.weight is not None)
     resolve_metrics(metrics)
-    if resume and not has_server(strategy):
-        job = replace(job, resume_from=_resumable(job, folder if resume is True else str(resume), on.workers))
+    if resume:
+        job = _resumed(job, on, folder if resume is True else Folder(str(resume)).absolute())
     module = _initial(job, on.workers)
     if layout(module)[1] == torch.float64:
         columns = replace(source.columns, dtype="float64")
@@ -193,7 +194,7 @@ def train(
         run_world: Any = {Local: local.run, Spark: spark.run, Simulated: simulated.run, Replay: replay.run}[type(on)]
         try:
             if has_server(strategy):
-                run = train_apart(job, source, on, run_world, module, watch, called_at, began, example, bool(resume))
+                run = train_apart(job, source, on, run_world, module, watch, called_at, began, example)
             else:
                 batches, _ = run_world(job, source, on, watch)
                 run = assemble(batches, job, module, on, called_at, began, example)
@@ -300,17 +301,24 @@ def _check_pickles(job: Job) -> None:
         _ = _pickled(name, getattr(job, name))
 
 
-def _resumable(job: Job, folder: str | None, workers: int) -> str:
+def _resumed(job: Job, on: World, folder: str | None) -> Job:
+    if isinstance(on, Simulated | Replay):
+        raise UsageError(
+            f"resume={folder or True!r} on {type(on).__name__}: a run in virtual time repeats bit for bit by itself, so "
+            "there is nothing to resume; start it again without resume."
+        )
     if folder is None:
         raise UsageError("resume=True needs run_dir, the folder of the run to go on with.")
+    if has_server(job.strategy):
+        return resumed(job, on, folder)
     found = Points(Folder(folder)).newest()
     if found is None:
         raise UsageError(f"{folder} holds no point to resume from; was it the run_dir of a run that reached one?")
-    then, now = found[1], {"workers": workers, **job.settings}
+    then, now = found[1], {"workers": on.workers, **job.settings}
     for name, value in now.items():
         if then[name] != value:
             raise UsageError(
                 f"{folder} was trained with {name}={then[name]}, this call has {name}={value}. A resumed run goes on exactly "
                 "as it was; to change a setting, start anew from the saved model."
             )
-    return folder
+    return replace(job, resume_from=folder)

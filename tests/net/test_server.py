@@ -19,6 +19,7 @@ import torch
 
 import firesteel
 from firesteel import Downpour, Local, Server
+from firesteel.checkpoint import Folder, unpack
 from firesteel.errors import Fenced, PeerLost
 from firesteel.net import serving, wire
 from firesteel.net.center import Note, Rules
@@ -32,9 +33,9 @@ SIZE = 1000
 HOST = "127.0.0.1"
 
 
-def started(folder, params, certificate=None) -> Process:
+def started(folder, params, certificate=None, statistics=torch.zeros(0)) -> Process:
     settings = Serving(
-        Downpour(), params, torch.zeros(0), 4, 1, HOST, HOST, TOKEN, Rules(), ("", 0, ""), certificate, None, None, {}
+        Downpour(), params, statistics, 4, 1, HOST, HOST, TOKEN, Rules(), ("", 0, ""), certificate, None, None, {}
     )
     found = Process(settings, 0, str(folder))
     threading.Thread(target=found.serve, daemon=True).start()
@@ -117,7 +118,7 @@ def test_a_hello_that_comes_byte_by_byte_is_cut_short(server, monkeypatch):
 
 
 NOTE = Note(1, 1, 8, 8.0, 1.0, 0.0, 0.1, 0.1)
-HELLO = {"worker": 0, "attempt": 0, "type": "float32"}
+HELLO = {"worker": 0, "attempt": 0, "type": "float32", "statistics": 0, "rows": ""}
 
 
 def push(sequence=1, note=NOTE, count=SIZE, kind=wire.PUSH) -> bytes:
@@ -134,6 +135,7 @@ def messages():
         "an attempt without end": (HELLO | {"attempt": 10**30}, good),
         "other numbers": (HELLO | {"type": "float64"}, good),
         "a type that is not": (HELLO | {"type": None}, good),
+        "statistics that are not": (HELLO | {"statistics": 2**40}, good),
         "an action that is not": (HELLO | {"action": "rm"}, good),
         "a divergence of nobody": (HELLO | {"action": "diverged", "worker": None}, good),
         "an unknown message": (HELLO, bytes([99]) + good[1:]),
@@ -330,6 +332,18 @@ def test_an_attempt_that_was_replaced_is_told_so(server):
     new.close()
 
 
+def test_an_attempt_goes_on_with_its_workers_statistics(tmp_path):
+    normed, found = started(tmp_path, torch.zeros(SIZE), statistics=torch.ones(3)), []
+    for attempt in range(3):
+        one = net(normed, attempt=attempt)
+        one.statistics, one.take_up = lambda attempt=attempt: torch.full((3,), 10.0 + attempt), found.append
+        one.join()
+        await_(one.push(torch.ones(SIZE)))
+        one.close()
+    assert [x.tolist() for x in found] == [[1] * 3, [10] * 3, [11] * 3]
+    normed.shutdown()
+
+
 # ---- whole runs ------------------------------------------------------------------------------------------------------
 
 X = np.random.default_rng(0).standard_normal((400, 6)).astype(np.float32)
@@ -448,6 +462,14 @@ def test_divergence_is_told_with_worker_staleness_and_remedy():
     assert torch.isfinite(weights).all() and torch.linalg.vector_norm(weights) < 60
 
 
+def test_a_run_that_diverged_leaves_its_last_good_center(tmp_path):
+    with pytest.raises(firesteel.Diverged):
+        fit(Downpour(1), 2, Server(max_growth=5.0), optimizer=firesteel.SGD(lr=50.0), run_dir=tmp_path, checkpoint_steps=1)
+    center = unpack((tmp_path / "center-0.safetensors").read_bytes())[0]["params"]
+    last = torch.cat([p.detach().flatten() for p in firesteel.load(tmp_path / "last").parameters()])
+    assert torch.equal(center, last) and torch.isfinite(center).all()
+
+
 def explode(outputs, targets):
     value = torch.nn.functional.cross_entropy(outputs, targets)
     return value if value > 0.9 else value * float("nan")
@@ -528,9 +550,27 @@ def servers() -> list[int]:
         return [int(pid) for pid in file.read().split()]
 
 
+def kill_server() -> None:
+    """From a worker: end the first child of the nursery, and wait until it is gone."""
+    parent = os.getppid()
+    with open(f"/proc/{parent}/task/{parent}/children") as file:
+        first = min(int(pid) for pid in file.read().split())
+    os.kill(first, signal.SIGKILL)
+    await_death(first)
+
+
+def await_death(pid: int) -> None:
+    with contextlib.suppress(OSError):
+        while True:
+            with open(f"/proc/{pid}/stat") as file:
+                if file.read().rpartition(")")[2].split()[0] == "Z":
+                    return
+            threading.Event().wait(0.005)
+
+
 @dataclass(frozen=True)
 class KillsServer:
-    """Downpour(1) whose worker 0 kills the server (the first child of the nursery) at step 30, once."""
+    """Downpour(1) whose worker 0 kills the server at step 100, once."""
 
     note: str
     needs_seen: ClassVar[bool] = False
@@ -540,12 +580,9 @@ class KillsServer:
         for step, batch in worker.steps():
             worker.step(worker.gradient(batch))
             if step == 100 and net.rank == 0 and not os.path.exists(self.note):
-                parent = os.getppid()
-                with open(f"/proc/{parent}/task/{parent}/children") as file:
-                    first = min(int(pid) for pid in file.read().split())
                 with open(self.note, "w") as file:
                     file.write(str(time.time()))
-                os.kill(first, signal.SIGKILL)
+                kill_server()
             await net.push(worker.params - center)
             center = worker.params = await net.pull()
         return center
@@ -561,6 +598,7 @@ def test_a_killed_server_is_a_clear_error(tmp_path):
     assert fit(Downpour(), 2, epochs=1).status == "finished"
 
 
+@pytest.mark.filterwarnings("ignore:a server was lost and started again")
 def test_a_killed_server_goes_on_from_its_snapshot(tmp_path):
     run = fit(KillsServer(str(tmp_path / "note")), 2, run_dir=tmp_path / "run", checkpoint_steps=20)
     assert run.status == "finished" and (tmp_path / "note").exists()
@@ -569,6 +607,60 @@ def test_a_killed_server_goes_on_from_its_snapshot(tmp_path):
     assert set(last.values()) == {230}  # worker 1 may have been through before
     with pytest.raises(firesteel.UsageError, match="the log is not whole"):
         fit(KillsServer(str(tmp_path / "note")), on=firesteel.Replay(tmp_path / "run"))
+
+
+def test_what_went_with_a_lost_server_is_told(tmp_path):
+    """No snapshot was due before it was killed at step 100."""
+    with pytest.warns(UserWarning, match="130 of 230 steps are in the model"):
+        run = fit(
+            KillsServer(str(tmp_path / "note")), 1, run_dir=tmp_path / "run", checkpoint_steps=10**6, epochs=None, max_steps=230
+        )
+    assert run.history["samples"].to_pylist()[-1] < 230 * 8
+
+
+@dataclass(frozen=True)
+class KillsServerAtItsEnd:
+    """Downpour(1) whose worker `who` kills the server: behind its last push, or, as worker 1, when worker 0 has ended."""
+
+    note: str
+    who: int
+    needs_seen: ClassVar[bool] = False
+
+    async def run(self, worker, net):
+        center = worker.params = await net.pull()
+        if net.rank < self.who:
+            with open(self.note + ".part", "w") as file:
+                file.write(str(os.getpid()))
+            os.rename(self.note + ".part", self.note)
+        elif self.who:
+            while not os.path.exists(self.note):
+                threading.Event().wait(0.005)
+            with open(self.note) as file:
+                await_death(int(file.read()))
+            kill_server()
+        for _, batch in worker.steps():
+            worker.step(worker.gradient(batch))
+            if net.rank == self.who == 0:
+                await net.push(worker.params - center)
+                kill_server()
+            else:
+                center = worker.params = await net.exchange(worker.params - center)
+        return center
+
+    def merge(self, center, push):
+        center.add_(push.delta)
+
+
+def test_a_worker_that_has_left_is_in_a_snapshot(tmp_path):
+    """Worker 0 is through when the server is killed, and could send nothing again."""
+    run = fit(KillsServerAtItsEnd(str(tmp_path / "note"), 1), 2, run_dir=tmp_path / "run", checkpoint_steps=10**6, epochs=2)
+    assert run.status == "finished" and run.history["samples"].to_pylist()[-1] == 2 * 360
+    assert {e["worker"] for e in run.arrivals.to_pylist()} == {1}  # the log began anew with the server
+
+
+def test_a_worker_whose_last_push_is_lost_as_it_leaves_sends_it_again(tmp_path):
+    run = fit(KillsServerAtItsEnd(str(tmp_path / "note"), 0), 1, run_dir=tmp_path / "run", epochs=None, max_steps=1)
+    assert run.history["samples"].to_pylist() == [8]
 
 
 def test_collectives_need_a_gang_and_pulls_a_server():
@@ -606,6 +698,19 @@ def test_fewer_rows_than_workers():
     assert run.history["epoch"].to_pylist()[-1] == 4
 
 
+def test_a_resumed_run_goes_on_with_its_running_statistics(tmp_path):
+    """The features' mean is 50; a tenth of an epoch alone would bring statistics that begin at 0 to less than 10."""
+    settings = {
+        "strategy": Downpour(), "on": Local(2, threads=1), "batch_size": 8, "run_dir": tmp_path, "progress": "none",
+        "validation": None, "optimizer": firesteel.SGD(lr=0.01),
+    }  # fmt: skip
+    norm = lambda: torch.nn.Sequential(torch.nn.BatchNorm1d(6), torch.nn.Linear(6, 3))  # noqa: E731
+    for more in ({"epochs": 3}, {"epochs": 3.1, "resume": True}):
+        run = firesteel.train(norm, (X + 50, Y), **settings, **more)
+        assert (run.model[0].running_mean > 45).all()
+    assert run.history["samples"].to_pylist()[-1] > 1200
+
+
 @pytest.mark.parametrize("shards", [1, 2])
 def test_a_run_that_was_stopped_goes_on(tmp_path, shards):
     """Not bit for bit, as the order of arrival is new; but no row is trained on twice and none is left out."""
@@ -623,6 +728,29 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, shards):
         fit(Downpour(2), on=firesteel.Replay(second), epochs=40, checkpoint_steps=4)
     with pytest.raises(firesteel.UsageError, match="holds no snapshot"):
         fit(Downpour(2), 2, server, run_dir=tmp_path / "elsewhere", resume=True)
+
+
+def test_a_run_goes_on_from_another_folder(tmp_path):
+    """What the new run's folder held is forgotten, what the old one's holds is left as it is."""
+    old, new = tmp_path / "old", tmp_path / "new"
+    version = lambda folder: unpack(Folder(str(folder)).get("center-0.safetensors") or b"")[1]["version"]  # noqa: E731
+    for folder, epochs in ((old, 2), (new, 3)):
+        fit(Downpour(2), epochs=epochs, run_dir=folder)
+    before, other = (old / "center-0.safetensors").read_bytes(), version(new)
+    run = fit(Downpour(2), epochs=4, run_dir=new, resume=old)
+    assert run.history["samples"].to_pylist()[-1] == 4 * 360
+    assert run.arrivals["version"].to_pylist()[0] == version(old) != other
+    assert (old / "center-0.safetensors").read_bytes() == before and version(new) > other
+    assert fit(Downpour(2), epochs=5, resume=new).history["samples"].to_pylist()[-1] == 5 * 360
+
+
+def test_a_resume_from_nowhere_or_on_other_rows_is_refused(tmp_path):
+    with pytest.raises(firesteel.UsageError, match="resume=True needs run_dir"):
+        fit(Downpour(), resume=True)
+    fit(Downpour(), epochs=1, run_dir=tmp_path)
+    settings = {"strategy": Downpour(), "on": Local(2, threads=1), "batch_size": 8, "progress": "none", "resume": tmp_path}
+    with pytest.raises(firesteel.UsageError, match="rows are not those of the run to resume"):
+        firesteel.train(mlp, (X + 1, Y), **settings)
 
 
 def test_a_run_that_diverged_is_not_replayed(tmp_path):

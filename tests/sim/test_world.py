@@ -201,6 +201,20 @@ def test_with_a_server_the_others_go_on_and_each_push_counts_once(shards):
     assert again.settings["replayed"] == "bit-equal"
 
 
+def test_a_worker_that_returns_goes_on_with_its_running_statistics():
+    """A BatchNorm over features whose mean is 50; worker 1 returns for its last steps."""
+    x, y = rows(131)
+    data, model = (x + 50, y), lambda: nn.Sequential(nn.BatchNorm1d(12), nn.Linear(12, 4))
+    more = {"data": data, "model": model, "epochs": 10}
+    calm = train(Simulated(Cluster(2, PACE)), DynSGD(2), **more)
+    run = train(Simulated(Cluster(2, PACE, failures=(Failure(1, 0.55, 0.6),))), DynSGD(2), **more)
+    steps = [e["attempt"] for e in run.arrivals.to_pylist() if e["kind"] == "push" and e["worker"] == 1]
+    assert 0 < steps.count(1) < 4
+    assert (calm.model[0].running_mean > 45).all() and (run.model[0].running_mean > 45).all()
+    again = train(Replay(run), DynSGD(2), **more)
+    assert again.settings["replayed"] == "bit-equal" and same(run, again)
+
+
 # ---- what users write and get wrong ----------------------------------------------------------------------------------
 
 
@@ -261,6 +275,19 @@ def test_what_a_simulation_cannot_do(more, said):
     settings = {"on": Simulated(Cluster(2)), "data": (rows(1) if "on" in more else None)} | more
     with pytest.raises(UsageError, match=said):
         train(settings.pop("on"), SyncSGD(), **settings)
+
+
+@pytest.mark.parametrize("strategy", [SyncSGD(), DynSGD()], ids=str)
+def test_resuming_is_refused_before_anything_is_touched(strategy, tmp_path):
+    on = Simulated(Cluster(2))
+    run = train(on, strategy, run_dir=tmp_path)
+    files = lambda: {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}  # noqa: E731
+    before = files()
+    for world in (on, Replay(run) if run.arrivals is not None else on):
+        for more in ({"run_dir": tmp_path, "resume": True}, {"resume": tmp_path}, {"resume": True}):
+            with pytest.raises(UsageError, match="so there is nothing to resume; start it again"):
+                train(world, strategy, **more)
+    assert files() == before
 
 
 def test_the_callers_own_generator_and_threads_are_given_back():

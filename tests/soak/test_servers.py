@@ -54,6 +54,7 @@ def test_twenty_workers_killed_are_started_again(shards, tmp_path):
         assert run.metrics["validation_accuracy"] > calm - 0.1
 
 
+@pytest.mark.filterwarnings("ignore:a server was lost and started again")
 def test_twenty_servers_killed_are_clear_errors_or_go_on(tmp_path):
     on = Local(workers=2, threads=1)
     went_on = 0
@@ -188,7 +189,7 @@ while done < count:
             numbers = rng.bytes(4 * int(rng.integers(1, 300)))
             note = wire.ask(wire.PUSH, 1, Note(1, 1, 8, 8.0, 1.0, 0.0, 0.1, 0.1), len(numbers))
             note = (note[: int(rng.integers(len(note)))], note, bytes([int(rng.integers(256))]) + note[1:])[kind % 3]
-            told(token, {"worker": worker, "attempt": 0, "type": "float32"}, note + numbers)
+            told(token, {"worker": worker, "attempt": 0, "type": "float32", "statistics": 0, "rows": ""}, note + numbers)
     except (OSError, wire.Refused):
         refused += 1
 print(json.dumps({"done": done, "refused": refused}))

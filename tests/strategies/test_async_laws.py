@@ -370,6 +370,50 @@ def test_half_a_push_is_declared_lost():
     assert [e["kind"] for e in c.table().to_pylist()] == ["join", "lost", "lost", "push"]
 
 
+@pytest.mark.parametrize("bound", [0, 1, 3])
+@pytest.mark.parametrize("seed", range(5))
+def test_a_bound_on_staleness_holds_whoever_joins_late_or_again(bound, seed):
+    """Each worker in turn at random: it comes, goes, pulls if it may, or pushes; some ten times as eager as the slowest."""
+    rng, workers = np.random.default_rng(seed), 4
+    c = center(workers, max_ahead=bound)
+    sequence, attempt, pulled, worst = [0] * workers, [-1] * workers, [False] * workers, 0
+    for turn in range(3000):
+        worker = int(rng.choice(workers, p=[0.04, 0.16, 0.4, 0.4]))
+        member = c.members.get(worker)
+        if member is None or not member.active:
+            if turn > 700 * worker:
+                attempt[worker] += 1
+                sequence[worker], _ = c.join(worker, attempt[worker], 0.0)
+                pulled[worker] = False
+        elif worker and rng.random() < 0.01:
+            c.leave(worker, attempt[worker], 0.0)
+        elif pulled[worker]:
+            sequence[worker] += 1
+            c.push(worker, attempt[worker], sequence[worker], NOTE, torch.zeros(3), 0.0)
+            pulled[worker], worst = False, max(worst, c.members[worker].staleness)
+        elif not c.must_wait(worker):
+            c.pull(worker, attempt[worker], 0.0, torch.empty(3))
+            pulled[worker] = True
+    assert 0 < worst <= (2 * bound + 1) * (workers - 1)
+
+
+def test_a_worker_that_joins_late_begins_level_with_the_slowest():
+    c = center(3, max_ahead=1)
+    for worker, pushes in ((0, 10), (1, 11)):
+        c.join(worker, 0, 0.0)
+        for number in range(1, pushes + 1):
+            c.push(worker, 0, number, NOTE, torch.zeros(3), 0.0)
+    c.join(2, 0, 0.0)
+    slowest = min(m.clock for m in c.members.values())
+    assert c.members[2].clock == slowest > 0 and not c.must_wait(2)
+    for number in (1, 2):
+        c.push(2, 0, number, NOTE, torch.zeros(3), 0.0)
+    assert c.must_wait(2)
+    c.leave(2, 0, 0.0)
+    c.join(2, 1, 0.0)
+    assert c.must_wait(2)  # leaving sets nothing back
+
+
 @pytest.mark.parametrize("bad", [torch.ones(2), torch.ones(4), torch.ones(3, dtype=torch.float64)])
 def test_pushes_of_the_wrong_size_are_refused(bad):
     c = center()
@@ -392,6 +436,33 @@ def test_a_center_that_grows_without_bound_is_rolled_back():
     assert c.params.tolist() == [4, 4, 4]
 
 
+def test_nothing_is_kept_that_was_not_checked():
+    kept = []
+    c = Center(torch.zeros(3), Downpour(), 1, rules=Rules(max_growth=10.0), keep=lambda p, s, m: kept.append(p.tolist()))
+    c.join(0, 0, 0.0)
+    c.push(0, 0, 1, NOTE._replace(points=1.0), torch.ones(3), 0.0)
+    good = c.snapshot()[0]["params"].clone()
+    c.push(0, 0, 2, NOTE._replace(points=2.0), torch.full((3,), 100.0), 0.0)
+    assert kept == [[1, 1, 1]] and c.diverged is not None and c.diverged["sequence"] == 2
+    assert torch.equal(c.params, good)
+
+
+@pytest.mark.parametrize("bad", [1e3, float("nan")])
+def test_a_bad_center_is_neither_written_down_nor_taken_up(bad):
+    c, other = center(max_growth=10.0), center(max_growth=10.0)
+    c.join(0, 0, 0.0)
+    c.push(0, 0, 1, NOTE, torch.full((3,), bad), 0.0)  # no check is due
+    tensors, plain = c.snapshot()
+    assert c.diverged is not None and not tensors["params"].any()
+    with pytest.raises(UsageError, match="the snapshot's center has the norm"):
+        other.restore({**tensors, "params": torch.full((3,), bad)}, plain)
+    assert not other.params.any() and not other.members
+    for same_run in (True, False):
+        again = center(max_growth=10.0)
+        again.restore(tensors, plain, same_run)
+        assert (again.diverged is not None) == same_run and not again.params.any()
+
+
 def test_statistics_ride_along_and_are_averaged():
     c = Center(torch.zeros(3), Downpour(), 2, statistics=torch.ones(2))
     assert c.statistics.tolist() == [1, 1]  # as the model began, until a worker says otherwise
@@ -399,6 +470,26 @@ def test_statistics_ride_along_and_are_averaged():
         c.join(worker, 0, 0.0)
         c.push(worker, 0, 1, NOTE, torch.tensor([1.0, 1, 1, 10 * worker, 4]), 0.0)
     assert c.params.tolist() == [2, 2, 2] and c.statistics.tolist() == [5, 4]
+
+
+def test_who_joins_goes_on_with_its_own_statistics_also_from_a_snapshot():
+    def fresh():
+        return Center(torch.zeros(3), Downpour(), 3, statistics=torch.ones(2))
+
+    c = fresh()
+    for worker in (0, 1):
+        c.join(worker, 0, 0.0)
+        assert c.statistics_for(worker).tolist() == [1, 1]
+    for worker in (0, 1):
+        c.push(worker, 0, 1, NOTE, torch.tensor([1.0, 1, 1, 10 * worker, 4]), 0.0)
+    restored = fresh()
+    restored.restore(*c.snapshot(), same_run=False)
+    for found, attempt in ((c, 1), (restored, 0)):
+        for worker, own in ((0, [0, 4]), (1, [10, 4]), (2, [5, 4])):
+            found.join(worker, attempt, 0.0)
+            assert found.statistics_for(worker).tolist() == own
+        found.push(0, attempt, 2, NOTE, torch.tensor([1.0, 1, 1, 2, 4]), 0.0)
+        assert found.statistics.tolist() == [6, 4]  # worker 1's are still in the mean
 
 
 def test_models_are_kept_when_all_workers_have_come_so_far():

@@ -212,6 +212,15 @@ class _Pile:
         return torch.from_numpy(whole)
 
 
+def check_rows(rank: int, now: str, then: str) -> None:
+    """Raise UsageError unless a worker's rows have the fingerprint they had in the run to resume."""
+    if now != then:
+        raise UsageError(
+            f"worker {rank}'s rows are not those of the run to resume (fingerprint {now}, then {then}). Resume on the same "
+            "data in the same partitions, or start anew from run.model."
+        )
+
+
 def build_shard(
     batches: Iterable[pa.RecordBatch], columns: Columns, max_memory_bytes: int, spill_dir: str | None = None
 ) -> Shard:

@@ -79,6 +79,7 @@ class _Member:
     attempt: int
     active: bool = True
     sequence: int = 0  # pushes merged or declared lost
+    clock: int = 0  # pushes merged, counted on from where the slowest stood when the worker joined
     pulled: int = 0  # version of the last pull
     staleness: int = 0  # of the last push
     seen: Vec | None = None
@@ -114,6 +115,7 @@ class Center:
         self._good: Vec = params.clone()
         self._limit: float = rules.max_growth * max(1.0, float(torch.linalg.vector_norm(params)))
         self._kept: int = 0
+        self._newest: tuple[int, int] = (-1, 0)  # worker and sequence of the push merged last
         self._scratch: Vec | None = None
         self._sums: dict[str, float] = {"epochs": 0.0, "points": 0.0}  # over the workers' newest notes
         self._without: int = 0  # workers that have left without a push
@@ -135,6 +137,8 @@ class Center:
             raise Fenced(f"worker {worker}, attempt {attempt}: attempt {member.attempt} has taken over.")
         elif not member.active and member.note is None:
             self._without -= 1
+        others = [m.clock for m in self.members.values() if m.active and m is not member]
+        member.clock = max(member.clock, min(others) if others else max(m.clock for m in self.members.values()))
         member.attempt, member.active, member.seen = attempt, True, None
         self.most_at_once = max(self.most_at_once, sum(m.active for m in self.members.values()))
         self._event("join", worker, member, seconds)
@@ -178,6 +182,7 @@ class Center:
         if delta.numel() != count + self._statistics or delta.dtype != self.params.dtype:
             raise UsageError(f"a push has {delta.numel()} {delta.dtype} where {count + self._statistics} are expected.")
         before_note, member.sequence, member.note = member.note, sequence, note
+        member.clock += 1
         if self.diverged is not None:
             return False
         if self._statistics:
@@ -212,8 +217,9 @@ class Center:
             real=(note.weight, note.loss_sum, note.waited_seconds, distance, scaling),
         )
         self.version += 1
+        self._newest = (worker, sequence)
         if self.version % self._rules.check_every == 0:
-            self.check(worker, sequence)
+            self.check()
         self._point(seconds)
         return True
 
@@ -226,10 +232,14 @@ class Center:
             self._event("leave", worker, member, seconds)
 
     def must_wait(self, worker: int) -> bool:
-        """Whether the worker is further ahead of the slowest one than `max_ahead` pushes allow (SSP)."""
+        """Whether the worker is further ahead of the slowest one than `max_ahead` pushes allow (SSP).
+
+        A worker that joins, for the first time or again, begins level with the slowest: what it has missed it may not catch up
+        inside another's window. So no clock ever stands more than `max_ahead` + 1 before that of a worker at work.
+        """
         bound = self._rules.max_ahead
-        active = [m.sequence for m in self.members.values() if m.active]
-        return bound is not None and bool(active) and self.members[worker].sequence - min(active) > bound
+        active = [m.clock for m in self.members.values() if m.active]
+        return bound is not None and bool(active) and self.members[worker].clock - min(active) > bound
 
     # ---- guards ------------------------------------------------------------------------------------------------------
 
@@ -240,7 +250,7 @@ class Center:
             staleness = self.members[worker].staleness if worker in self.members else 0
             self.diverged = {"worker": worker, "sequence": sequence, "staleness": staleness, "why": why}
 
-    def check(self, worker: int = -1, sequence: int = 0) -> None:
+    def check(self) -> None:
         """Roll back a center that is too large or no number, else keep it as the last good one."""
         if self.diverged is not None:
             return
@@ -248,9 +258,14 @@ class Center:
         if norm <= self._limit:  # false for NaN
             _ = self._good.copy_(self.params)
         else:
-            self.roll_back(worker, sequence, f"the center's norm became {norm:.3g}, its limit is {self._limit:.3g}")
+            self.roll_back(*self._newest, f"the center's norm became {norm:.3g}, its limit is {self._limit:.3g}")
 
     # ---- what is kept ------------------------------------------------------------------------------------------------
+
+    def statistics_for(self, worker: int) -> Vec:
+        """The running statistics with which a worker goes on that joins: its own as it sent them last, else the mean, [Q]."""
+        own = self.members[worker].statistics
+        return self.statistics if own is None else own
 
     @property
     def statistics(self) -> Vec:
@@ -272,23 +287,37 @@ class Center:
         return {"seconds": seconds, "epoch": self.progress("epochs"), "version": self.version, **self.totals}
 
     def snapshot(self) -> tuple[dict[str, Vec], dict[str, Any]]:
-        """What a server that is started again needs: the center, and who has pushed how much."""
+        """What a server that is started again needs: the center, checked, and who has pushed how much."""
+        self.check()
         members = {
             str(worker): {"attempt": m.attempt, "sequence": m.sequence, "note": m.note._asdict() if m.note else None}
             for worker, m in self.members.items()
         }
         plain = {"version": self.version, "members": members, "totals": self.totals, "kept": self._kept}
-        return {"params": self.params, "statistics": self.statistics}, plain
+        plain["diverged"] = self.diverged
+        own = {f"statistics.{worker}": m.statistics for worker, m in self.members.items() if m.statistics is not None}
+        return {"params": self.params, "statistics": self.statistics, **own}, plain
 
     def restore(self, tensors: dict[str, Vec], plain: dict[str, Any], same_run: bool = True) -> None:
-        """Go on from a snapshot. In a new run all attempts begin anew, so none of them is fenced off by an old one."""
+        """Go on from a snapshot. A new run is not told to stop as the old one diverged, and all attempts begin anew in it, so
+        that none of them is fenced off by an old one.
+
+        Raises:
+            UsageError: its center is no good one.
+        """
+        norm = float(torch.linalg.vector_norm(tensors["params"]))
+        if not norm <= self._limit:
+            raise UsageError(f"the snapshot's center has the norm {norm:.3g}, the limit is {self._limit:.3g}: see max_growth.")
         self._base = tensors["statistics"]
         _ = self.params.copy_(tensors["params"])
         _ = self._good.copy_(self.params)
         self.version, self.totals, self._kept = plain["version"], dict(plain["totals"]), plain["kept"]
+        self.diverged = plain["diverged"] if same_run else None
         for worker, m in plain["members"].items():
             note = Note(**m["note"]) if m["note"] else None
-            self.members[int(worker)] = _Member(m["attempt"] if same_run else -1, False, m["sequence"], self.version, note=note)
+            member = _Member(m["attempt"] if same_run else -1, False, m["sequence"], pulled=self.version, note=note)
+            member.statistics = tensors.get(f"statistics.{worker}")
+            self.members[int(worker)] = member
             self._without += note is None
             for name in self._sums:
                 self._sums[name] += float(getattr(note, name)) if note else 0.0
@@ -306,7 +335,10 @@ class Center:
 
     def _point(self, seconds: float) -> None:
         reached = math.floor(self.progress("points") + 1e-9)
-        if reached > self._kept and self.diverged is None:
+        if reached <= self._kept:
+            return
+        self.check()
+        if self.diverged is None:
             self._kept = reached
             self._keep(self.params, self.statistics, self.mark(seconds))
 

@@ -48,11 +48,13 @@ class Address:
 class _Link:
     """The stream to one shard."""
 
-    def __init__(self, address: Address, shard: int, worker: int, attempt: int, dtype: torch.dtype) -> None:
-        told = {"worker": worker, "attempt": attempt, "type": wire.name(dtype)}
+    def __init__(self, address: Address, shard: int, told: dict[str, Any], statistics: Tensor) -> None:
+        told = {**told, "type": wire.name(statistics.dtype), "statistics": statistics.numel()}
         self._line: wire.Line = address.connect(shard, told, _CONNECT_SECONDS)
+        self.statistics: Tensor = statistics  # filled with those to go on with, [Q]
         try:
             self.sequence, self.steps_done = self._line.read_answer()
+            self._line.read(wire.raw(statistics))
         except BaseException:
             self._line.close()
             raise
@@ -70,10 +72,19 @@ class _Link:
         self._line.read(wire.raw(into))
         return said
 
-    def close(self) -> None:
+    def leave(self) -> None:
+        """Returns when the server has said that nothing of this worker can be lost any more."""
+        self._line.write(wire.ask(wire.LEAVE))
+        _ = self._line.read_answer()
+
+    def part(self) -> None:
+        """Leave a server that may be gone, to come again."""
         with contextlib.suppress(OSError):
             self._line.write(wire.ask(wire.LEAVE))
-            self._line.drain()  # until the server has hung up: it has merged everything by then
+            self._line.drain()  # until the server has hung up: it takes this attempt for active until then
+        self._line.close()
+
+    def close(self) -> None:
         self._line.close()
 
 
@@ -98,7 +109,9 @@ class CenterNet(NoGang):
         self.trace: Trace = trace
         self.note: Callable[[], Note] = lambda: Note(0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0)
         self.statistics: Callable[[], Vec] = lambda: torch.empty(0)
+        self.take_up: Callable[[Vec], None] = lambda statistics: None
         self.on_stop: Callable[[], None] = lambda: None
+        self.rows: str = ""  # fingerprint of the worker's, kept in snapshots
         self.sequence: int = 0
         self._attempt: int = attempt
         self._find: Callable[[], Address] = find
@@ -113,16 +126,19 @@ class CenterNet(NoGang):
         self._links: list[_Link] = []
 
     def join(self) -> int:
-        """Meet the servers; returns the local steps that earlier attempts of this worker have already pushed."""
+        """Meet the servers, and go on with the statistics they have; returns the local steps that have already been pushed."""
         self._meeting_again(lambda: self._connect(self._find()), lambda: None)
+        self.take_up(self._links[0].statistics)
         return max(link.steps_done for link in self._links)
 
     def _connect(self, address: Address) -> None:
         for link in self._links:
-            link.close()
+            link.part()
         self._links = []
+        told = {"worker": self.rank, "attempt": self._attempt, "rows": self.rows}
         for shard in range(len(self._parts)):
-            self._links.append(_Link(address, shard, self.rank, self._attempt, self._dtype))
+            statistics = torch.empty(0 if shard else self.statistics().numel(), dtype=self._dtype)
+            self._links.append(_Link(address, shard, told, statistics))
         newest = max([self.sequence, *(link.sequence for link in self._links)])
         for shard, link in enumerate(self._links):
             if self._last is not None and link.sequence == newest - 1 and newest == self.sequence:
@@ -208,7 +224,18 @@ class CenterNet(NoGang):
                 _ = threading.Event().wait(0.05)  # the old address is all there is until the server is back
 
     def close(self) -> None:
-        """Leave; returns when the servers have merged all that was pushed."""
+        """Leave; returns when the servers have merged all that was pushed and, where snapshots are kept, have them on disk."""
+        self._meeting_again(self._leave, self._leave)
+        self.hang_up()
+
+    def _leave(self) -> None:
+        while self._outstanding:
+            _ = self._read()
+        for link in self._links:
+            link.leave()
+
+    def hang_up(self) -> None:
+        """Go without a word."""
         for link in self._links:
             link.close()
 

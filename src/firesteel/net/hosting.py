@@ -19,8 +19,8 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from firesteel.checkpoint import Board, Folder, pack, unpack
-from firesteel.errors import ClusterError, RendezvousTimeout, UsageError
+from firesteel.checkpoint import Board, pack, unpack
+from firesteel.errors import ClusterError, RendezvousTimeout
 from firesteel.job import Apart
 from firesteel.net import certificates
 from firesteel.net.center import Rules
@@ -229,6 +229,7 @@ class Hosts:
             self._hurried,
         )
         found.status["restarts"] = self.restarts
+        found.status["steps"] = min(f["status"]["steps"] for _, f in finals)  # a shard may have lost what others have
         found.status["diverged"] = next((d for _, f in finals if (d := f["status"]["diverged"])), None)
         self._keep_model(found)
         return found
@@ -327,28 +328,6 @@ def heard(text: str) -> Apart:
     """The reverse of `told`."""
     prefix, shards, token, root, size, seconds = json.loads(text)
     return Apart(Finder(prefix, shards, token, root.encode() if root else None), size, seconds)
-
-
-def forget_snapshots(run_dir: str) -> None:
-    """What an earlier run has left in its folder is not for a new one."""
-    for name in Folder(run_dir).names():
-        if name.startswith("center-"):
-            Folder(run_dir).delete(name)
-
-
-def check_snapshots(run_dir: str, shards: int, settings: dict[str, Any]) -> None:
-    """Raise UsageError unless the folder holds snapshots of a run with these settings."""
-    for number in range(shards):
-        data = Folder(run_dir).get(f"center-{number}.safetensors")
-        if data is None:
-            raise UsageError(
-                f"{run_dir} holds no snapshot of shard {number} to resume from; was it the run_dir of a run that reached a "
-                "publish point?"
-            )
-        then = unpack(data)[1]["settings"]
-        for name, value in settings.items():
-            if then[name] != value:
-                raise UsageError(f"{run_dir} was trained with {name}={then[name]}, this call has {name}={value}.")
 
 
 def to_rows(collected: Collected) -> Iterator[pa.RecordBatch]:

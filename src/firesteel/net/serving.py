@@ -28,7 +28,7 @@ import torch
 
 from firesteel.checkpoint import Folder, pack, unpack
 from firesteel.errors import UsageError
-from firesteel.net import wire
+from firesteel.net import snapshots, wire
 from firesteel.net.center import Center, Rules
 from firesteel.net.meeting import open_store
 from firesteel.net.protocol import Vec
@@ -96,9 +96,11 @@ class Server:
         self._zero: float | None = None
         self._stop: bool = False
         self._finished: threading.Event = threading.Event()
-        self._snapshot_name: str = f"center-{number}.safetensors"
+        self._rows: dict[str, str] = {}  # fingerprint of each worker's, for a run that goes on later
         self._due: threading.Event = threading.Event()
         self._writing: threading.Lock = threading.Lock()
+        self._asked: int = 0  # snapshots asked for
+        self._written: int = 0  # how many of them the newest one on disk answers
         if serving.run_dir is not None:
             threading.Thread(target=self._write_snapshots, daemon=True).start()
 
@@ -106,7 +108,7 @@ class Server:
         """Go on from a snapshot."""
         tensors, plain = unpack(data)
         self.center.restore(tensors, plain, plain["run"] == self._serving.store[2])
-        self._zero = time.perf_counter() - plain["seconds"]
+        self._zero, self._rows = time.perf_counter() - plain["seconds"], plain["rows"]
 
     def _seconds(self) -> float:
         now = time.perf_counter()
@@ -157,15 +159,21 @@ class Server:
     # ---- a worker's stream -------------------------------------------------------------------------------------------
 
     def _exchange(self, line: wire.Line, told: dict[str, Any]) -> None:
-        worker, attempt = int(told["worker"]), int(told["attempt"])
+        worker, attempt, rows = int(told["worker"]), int(told["attempt"]), str(told["rows"])
         if told["type"] != self._type:
             raise UsageError(f"numbers of type {told['type']} for parameters of type {self._type}.")
         center, lock = self.center, self._lock
+        if told["statistics"] != self._numbers - center.params.numel():
+            raise UsageError(
+                f"{told['statistics']} running statistics where {self._numbers - center.params.numel()} are expected."
+            )
         with lock:
             sequence, steps_done = center.join(worker, attempt, self._seconds())
+            statistics = center.statistics_for(worker)
+            self._rows[str(worker)] = rows
         try:
             line.wait_at_most(None)
-            line.write(wire.answer(wire.WELCOME, sequence, steps_done))
+            line.write(wire.answer(wire.WELCOME, sequence, steps_done), wire.raw(statistics))
             # Two buffers, for the worker's last pull and for what comes next: first its push, then, as that is hot in the
             # processor's cache, the center that goes back.
             size = center.params.numel()
@@ -194,11 +202,13 @@ class Server:
                     with lock:
                         center.agree(worker, attempt, sequence, note.steps_done, self._seconds())
                 elif kind == wire.LEAVE:
-                    return
+                    break
         finally:
             with lock:
                 center.leave(worker, attempt, self._seconds())
                 self._changed.notify_all()
+        self._save()  # a worker that has gone could not send its pushes again
+        line.write(wire.answer(wire.DONE, 0, 0))
 
     def _halted(self) -> bool:
         limit = self._serving.max_seconds
@@ -257,29 +267,37 @@ class Server:
         while True:
             _ = self._due.wait()
             self._due.clear()
-            self._write_snapshot()
-
-    def _write_snapshot(self) -> None:
-        serving = self._serving
-        assert serving.run_dir is not None
-        with self._writing:  # so that an older one never comes after a newer one
-            with self._lock:
-                tensors, plain = self.center.snapshot()
-                plain |= {"seconds": self._seconds(), "run": serving.store[2], "settings": serving.settings}
-                data = pack(tensors, plain)
             with contextlib.suppress(OSError):
-                Folder(serving.run_dir).put(self._snapshot_name, data)
+                self._save()
+
+    def _save(self) -> None:
+        """Return when a snapshot of what is merged by now is on disk, if there is to be one; many that wait share one."""
+        serving = self._serving
+        if serving.run_dir is None:
+            return
+        with self._lock:
+            self._asked += 1
+            mine = self._asked
+        with self._writing:  # so that an older one never comes after a newer one
+            if self._written >= mine:
+                return
+            with self._lock:
+                number = self._asked
+                tensors, plain = self.center.snapshot()
+                plain |= {"seconds": self._seconds(), "run": serving.store[2], "settings": serving.settings, "rows": self._rows}
+                data = pack(tensors, plain)
+            Folder(serving.run_dir).put(snapshots.name(self._number), data)
+            self._written = number
 
     def _finish(self) -> None:
         with self._lock:
             center, seconds = self.center, self._seconds()
-            center.check()
             tensors, plain = center.snapshot()
             data = pack(tensors, {**plain, "status": self._status(), "mark": center.mark(seconds)})
             _ = Path(self._folder, f"final-{self._number}").write_bytes(data)
             table = center.table()
-        if self._serving.run_dir is not None and not center.diverged:
-            self._write_snapshot()  # what comes after the last publish point is not lost to a run that goes on later
+        with contextlib.suppress(OSError):
+            self._save()  # what comes after the last publish point is not lost to a run that goes on later
         path = os.path.join(self._folder, f"log-{self._number}")
         with pa.OSFile(path, "wb") as sink, pa.ipc.new_file(sink, table.schema) as out:
             out.write_table(table)
@@ -322,7 +340,7 @@ def live(folder: str, number: int) -> NoReturn:
         generation = store.add(f"{prefix}/servers/{number}/generation", 1)
         server = Server(serving, number, folder)
         if serving.run_dir is not None:
-            snapshot = Folder(serving.run_dir).get(f"center-{number}.safetensors")
+            snapshot = Folder(serving.run_dir).get(snapshots.name(number))
             if snapshot is not None:
                 server.restore(snapshot)
         store.set(f"{prefix}/servers/{number}/{generation}", f"{serving.host}:{server.port}")

@@ -3,13 +3,14 @@
 One connection carries one worker's talk with one server:
 
     worker                                   server
-    hello: length and JSON              ->                      token, worker, attempt, type of the numbers
-                                        <-   WELCOME            pushes so far, steps at the last of them
+    hello: length and JSON              ->                      token, worker, attempt, rows, type and sizes of numbers
+                                        <-   WELCOME + numbers  pushes so far, steps at the last of them; running statistics
     AGREE                               ->                      pushes that all shards have
     PUSH + numbers                      ->
     PULL, or EXCHANGE (both in one)     ->
                                         <-   CENTER + numbers   version, stop
     LEAVE                               ->
+                                        <-   DONE               all pushes are merged and, with a run folder, in a snapshot
                                         <-   REFUSED + text     in place of any other answer; then the server hangs up
 
 The caller's requests are a hello with an `action`, answered by DONE + text. Nothing is ever unpickled. Every message has a

@@ -30,7 +30,7 @@ class Transport(Protocol):
 
     parts: Sequence[slice]
 
-    def join(self, member: Member) -> tuple[int, int]: ...
+    def join(self, member: Member) -> tuple[int, int, Vec]: ...
     def post(
         self, member: Member, numbers: list[Tensor] | None, sequence: int, note: Note | None, asked: Asked | None
     ) -> None: ...
@@ -87,14 +87,14 @@ class Servers:
             self.stopped = True
         return self.stopped
 
-    def join(self, member: Member) -> tuple[int, int]:
-        """Returns the worker's pushes so far, and its steps at the last of them."""
+    def join(self, member: Member) -> tuple[int, int, Vec]:
+        """Returns the worker's pushes so far, its steps at the last of them, and the running statistics to go on with, [Q]."""
         found = [center.join(member.rank, member.attempt, self.simulation.now) for center in self.centers]
         newest, done = max(sequence for sequence, _ in found), max(steps for _, steps in found)
         for center, (sequence, _) in zip(self.centers, found, strict=True):
             if sequence < newest:
                 center.agree(member.rank, member.attempt, newest, done, self.simulation.now)
-        return newest, done
+        return newest, done, self.centers[0].statistics_for(member.rank)
 
     def post(self, member: Member, numbers: list[Tensor] | None, sequence: int, note: Note | None, asked: Asked | None) -> None:
         """A worker's message to all shards, at the moment of its own clock: a push, a pull, or both."""
@@ -184,14 +184,16 @@ class SimulatedWorker(NoGang):
         self.size: int = size
         self.note: Callable[[], Note] = lambda: Note(0, 0, 0, 0.0, 0.0, 0.0, 0.0, 0.0)
         self.statistics: Callable[[], Vec] = lambda: torch.empty(0)
+        self.take_up: Callable[[Vec], None] = lambda statistics: None
         self.on_stop: Callable[[], None] = lambda: None
         self.sequence: int = 0
         self._member: Member = member
         self._servers: Transport = servers
 
     def join(self) -> int:
-        """Meet the servers; returns the local steps that earlier attempts have already pushed."""
-        self.sequence, done = self._servers.join(self._member)
+        """Meet the servers, and go on with the statistics they have; returns the local steps that have already been pushed."""
+        self.sequence, done, statistics = self._servers.join(self._member)
+        self.take_up(statistics)
         return done
 
     # ---- one worker and the server -----------------------------------------------------------------------------------

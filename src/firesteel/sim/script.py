@@ -39,6 +39,7 @@ class Script:
             raise UsageError("the log is not whole: it begins where an earlier run had stopped.")
         self._posts: dict[tuple[int, int, int], deque[_Post]] = {}
         self._joined: dict[tuple[int, int], list[tuple[int, int]]] = {}
+        self._statistics: dict[tuple[int, int], Tensor] = {}  # with which an attempt goes on
         self._members: dict[int, Member] = {}  # the newest attempt of each worker
         self._start: Callable[[int, int], None] = lambda rank, attempt: None
 
@@ -48,10 +49,11 @@ class Script:
         self.simulation.on_idle = self._check
         self.simulation.at(0.0, 0, self._advance)
 
-    def join(self, member: Member) -> tuple[int, int]:
+    def join(self, member: Member) -> tuple[int, int, Tensor]:
         self._members[member.rank] = member
-        found = self._joined[member.rank, member.attempt]
-        return max(sequence for sequence, _ in found), max(done for _, done in found)
+        key = member.rank, member.attempt
+        found = self._joined[key]
+        return max(sequence for sequence, _ in found), max(done for _, done in found), self._statistics[key]
 
     def post(self, member: Member, numbers: list[Tensor] | None, sequence: int, note: Note | None, asked: Asked | None) -> None:
         for shard in range(len(self.parts)):
@@ -87,6 +89,8 @@ class Script:
                 before.die()
             joined = self._joined.setdefault((worker, attempt), [])
             joined.append(center.join(worker, attempt, seconds))
+            if shard == 0:
+                self._statistics[worker, attempt] = center.statistics_for(worker)
             if len(joined) == len(self.parts):
                 at = max(seconds, self.simulation.now)
                 self.simulation.at(at, worker, lambda: self._start(worker, attempt))

@@ -112,14 +112,14 @@ class ServerRun:
         seat.worker = worker
         generator = torch.get_rng_state()
         net = SimulatedWorker(member, size, self.servers)
+        if worker.buffers.numel():
+            net.statistics, net.take_up = lambda: worker.buffers, lambda statistics: setattr(worker, "buffers", statistics)
         done = net.join()
         worker.fast_forward(done)
         worker.meter = member.meter
         worker.on_step = lambda step: self._on_step()
         net.note = Notes(worker, job.checkpoint_steps)
         net.on_stop = lambda: setattr(worker, "stopping", True)
-        if worker.buffers.numel():
-            net.statistics = lambda: worker.buffers
 
         def ended() -> None:
             seat.ended = True

@@ -107,7 +107,5 @@ def _check(job: Job) -> None:
             "early stopping evaluates while all workers wait, which virtual time does not do; give epochs or max_seconds, and "
             "read the best row of run.history."
         )
-    if job.resume_from is not None:
-        raise UsageError("a simulated run repeats bit for bit by itself, so there is nothing to resume; start it again.")
     if job.device == "cuda":
         raise UsageError("device='cuda': a simulation computes on this process's CPU; leave device at 'auto'.")
