@@ -7,6 +7,7 @@ servers kept on the rows held out. So evaluation costs the run no time, and no w
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -74,18 +75,18 @@ def train_apart(
     log = on.log if replaying else with_meaning(collected, job, on, reports[0]["threads"])
     if job.run_dir is not None and not replaying:
         Folder(job.run_dir).put(ARRIVALS, ipc(log))
-    if not any(r["train_rows"] for r in reports):
-        raise UsageError("there are no rows to train on: the data is empty, or validation took them all.")
+    held_rows = sum(r["held_rows"] for r in reports)
+    if not collected.mark["samples"]:
+        job.check_rows(sum(r["train_rows"] for r in reports), held_rows)
     models = [*collected.kept]
     if not models or models[-1][0]["version"] != collected.mark["version"]:
         models.append((collected.mark, collected.params, collected.statistics))
     models[-1][0]["epoch"] = collected.mark["epoch"]  # workers without rows may have been told apart only later
-    if (job.validation or job.columns.validation) and not collected.hurried:
-        if not any(r["held_rows"] for r in reports):
-            raise UsageError("validation was asked for, but no row was left for it; give a larger share or more rows.")
+    scores: list[dict[str, float]] = [{} for _ in models]
+    if job.validated and not held_rows:
+        warnings.warn("validation was asked for, but no row was left for it: the run has no scores.", stacklevel=4)
+    elif job.validated and not collected.hurried:
         scores = _score(job, source, on, run_world, models)
-    else:
-        scores = [{} for _ in models]
     history = _history(models, scores, on.workers)
     run = assemble_run(
         job,

@@ -88,10 +88,7 @@ class GangProcess:
         table = torch.zeros(self.meeting.size, 3, dtype=torch.float64)
         table[self.rank] = torch.tensor([shard.rows, held.rows, float(whole.classes or 0)])
         sizes = self._net.totals(table)
-        if not sizes[:, 0].any():
-            raise UsageError("there are no rows to train on: the data is empty, or validation took them all.")
-        if (job.validation or job.columns.validation) and not sizes[:, 1].any():
-            raise UsageError("validation was asked for, but no row was left for it; give a larger share or more rows.")
+        job.check_rows(int(sizes[:, 0].sum()), int(sizes[:, 1].sum()))
         self.validated: bool = bool(sizes[:, 1].any())
         self.held: Shard = held
         self.train_rows: int = int(sizes[:, 0].sum())

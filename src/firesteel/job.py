@@ -96,6 +96,18 @@ class Job:
     """None: train together, as a gang."""
     settings: dict[str, Any] = field(default_factory=dict)  # what a point must agree on to be resumed
 
+    @property
+    def validated(self) -> bool:
+        """Whether rows were asked to be held out."""
+        return bool(self.validation) or self.columns.validation is not None
+
+    def check_rows(self, train_rows: int, held_rows: int) -> None:
+        """Raise UsageError where the rows of all workers, to train on and held out, are too few for what was asked."""
+        if not train_rows:
+            raise UsageError("there are no rows to train on: the data is empty, or validation took them all.")
+        if self.validated and not held_rows:
+            raise UsageError("validation was asked for, but no row was left for it; give a larger share or more rows.")
+
     def build(self) -> nn.Module:
         """A model with its initial parameters; a module is used as it is, a factory is called."""
         module = self.model if isinstance(self.model, nn.Module) else self.model()

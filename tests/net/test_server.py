@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import ssl
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -18,11 +19,12 @@ import pytest
 import torch
 
 import firesteel
-from firesteel import Downpour, Local, Server
+from firesteel import Cluster, Downpour, Local, Server, Simulated
 from firesteel.errors import Fenced, PeerLost
 from firesteel.net import serving, wire
 from firesteel.net.center import Note, Rules
 from firesteel.net.client import Address, Caller, CenterNet
+from firesteel.net.meeting import serve_store
 from firesteel.net.serving import Server as Process
 from firesteel.net.serving import Serving
 from firesteel.trace import Trace
@@ -604,6 +606,27 @@ def test_fewer_rows_than_workers():
     )
     assert run.status == "finished" and sum(pushed_rows(run).values()) == 12
     assert run.history["epoch"].to_pylist()[-1] == 4
+
+
+@pytest.mark.parametrize("on", [Local(2, threads=1), Simulated(Cluster(2))], ids=["local", "simulated"])
+def test_a_share_too_small_for_one_row_is_refused_before_the_first_step(on):
+    with pytest.raises(firesteel.UsageError, match="no row was left for it; give a larger share"):
+        fit(Downpour(), on=on, validation=0.001, epochs=10**9)
+
+
+def test_a_share_too_small_for_one_row_throws_no_model_away(monkeypatch):
+    """Where workers take turns, the last one says that there is none when others have been through."""
+
+    def serve(host):
+        store = serve_store(host)
+        store.set("of this test/trained", b"")
+        return store
+
+    monkeypatch.setattr(sys.modules["firesteel.train"], "new_secret", lambda: "of this test")
+    monkeypatch.setattr("firesteel.local.world.serve_store", serve)
+    with pytest.warns(UserWarning, match="no row was left for it: the run has no scores"):
+        run = fit(Downpour(), validation=0.001, epochs=2)
+    assert run.status == "finished" and set(run.metrics) == {"train_loss"}
 
 
 @pytest.mark.parametrize("shards", [1, 2])

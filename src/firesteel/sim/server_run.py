@@ -69,6 +69,7 @@ class ServerRun:
         for rank in range(cluster.workers):
             whole, shard, held = split_shard(job, rank, rows(rank), "")
             self.seats.append(_Seat(whole, shard, held.rows))
+        job.check_rows(sum(seat.shard.rows for seat in self.seats), sum(seat.held_rows for seat in self.seats))
         self.data_seconds: float = time.perf_counter() - began
         self._paces: list[Any] = paces(cluster, job.seed)
         self._hurried: bool = False
