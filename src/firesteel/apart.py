@@ -16,8 +16,8 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from firesteel.checkpoint import Folder
-from firesteel.errors import Diverged, UsageError
+from firesteel.checkpoint import Board, Folder
+from firesteel.errors import Diverged, Interrupted, UsageError
 from firesteel.evaluate import named
 from firesteel.job import Job, Score
 from firesteel.losses import resolve_metrics
@@ -26,6 +26,7 @@ from firesteel.outcome import assemble_run
 from firesteel.results import by_part, ipc
 from firesteel.run import Run
 from firesteel.sim.replay import ARRIVALS, Replay, with_meaning
+from firesteel.stopping import HURRY
 from firesteel.worker import flatten, statistics_of
 
 World = Callable[..., tuple[list[pa.RecordBatch], Collected | None]]
@@ -82,11 +83,14 @@ def train_apart(
     if not models or models[-1][0]["version"] != collected.mark["version"]:
         models.append((collected.mark, collected.params, collected.statistics))
     models[-1][0]["epoch"] = collected.mark["epoch"]  # workers without rows may have been told apart only later
-    scores: list[dict[str, float]] = [{} for _ in models]
+    scores, hurried = [dict[str, float]() for _ in models], collected.hurried
     if job.validated and not held_rows:
         warnings.warn("validation was asked for, but no row was left for it: the run has no scores.", stacklevel=4)
-    elif job.validated and not collected.hurried:
-        scores = _score(job, source, on, run_world, models)
+    elif job.validated and not hurried:
+        try:
+            scores = _score(job, source, on, run_world, models)
+        except KeyboardInterrupt:  # somebody waits for the end: the run, without its scores
+            hurried = True
     history = _history(models, scores, on.workers)
     run = assemble_run(
         job,
@@ -102,7 +106,7 @@ def train_apart(
         lead={
             "early": False,
             "stopped": bool(collected.status["stopped"]),
-            "hurried": collected.hurried,
+            "hurried": hurried,
             "best": len(models) - 1,
             "steps": int(collected.mark["steps"] // on.workers),
             "device": reports[0]["device"],
@@ -129,11 +133,17 @@ def _check(job: Job) -> None:
 
 def _score(job: Job, source: Any, on: Any, run_world: World, models: list[Any]) -> list[dict[str, float]]:
     work = Score(torch.stack([m[1] for m in models]), torch.stack([m[2] for m in models]))
-    batches, _ = run_world(replace(job, work=work), source, on, lambda board: None)
+    batches, _ = run_world(replace(job, work=work), source, on, _interrupted)
     parts = by_part(batches)
     total = sum(torch.tensor(json.loads(parts["scores", rank]), dtype=torch.float64) for rank in range(on.workers))
     assert isinstance(total, torch.Tensor)
     return [named(row, resolve_metrics(job.metrics)) for row in total]
+
+
+def _interrupted(board: Board) -> None:
+    """Scores can be computed again at any time, so that Ctrl-C ends them at once."""
+    if board.get("stop") == HURRY:
+        raise Interrupted("stopped by Ctrl-C while models were evaluated.")
 
 
 def _history(models: list[Any], scores: list[dict[str, float]], workers: int) -> pa.Table:

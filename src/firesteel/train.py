@@ -30,7 +30,7 @@ from firesteel.local.world import Local, new_secret
 from firesteel.losses import default_metrics, resolve_loss, resolve_metrics, target_kind
 from firesteel.net.protocol import Strategy, has_server
 from firesteel.optim import Adam, ByEpochs, BySteps, OptimizerSettings, Schedule
-from firesteel.outcome import assemble, described, rescue
+from firesteel.outcome import assemble, described, rescue, unscored
 from firesteel.progress import Show, reporter
 from firesteel.run import Run
 from firesteel.sim import replay
@@ -176,7 +176,7 @@ def train(
         board_dir = folder or notes
         job = replace(job, settings={**job.settings, "notes": board_dir})
         Folder(board_dir).put("run.json", json.dumps({"secret": job.secret, **described(job, on)}).encode())
-        for left_over in ("stop", "started", "progress.json", *(f"failure-{rank}" for rank in range(on.workers))):
+        for left_over in ("stop", "started", "progress.json", "unscored", *(f"failure-{rank}" for rank in range(on.workers))):
             Folder(board_dir).delete(left_over)
         seen: dict[str, Board] = {}
 
@@ -185,6 +185,8 @@ def train(
             state = board.get("progress.json")
             if state is not None:
                 reports.update(json.loads(state))
+                if json.loads(state)["stage"] == "evaluating" and board.get("unscored") is not None:
+                    raise Interrupted("stopped by Ctrl-C while models were evaluated.")
             if folder is not None and board != Folder(folder) and Folder(folder).get("stop") is not None:
                 board.put("stop", b"")
 
@@ -193,7 +195,12 @@ def train(
             if has_server(strategy):
                 run = train_apart(job, source, on, run_world, module, watch, called_at, began, example, bool(resume))
             else:
-                batches, _ = run_world(job, source, on, watch)
+                try:
+                    batches, _ = run_world(job, source, on, watch)
+                except Interrupted:
+                    batches = unscored(seen.get("board"))
+                    if batches is None:
+                        raise
                 run = assemble(batches, job, module, on, called_at, began, example)
         except (FiresteelError, Interrupted) as error:
             rescue(error, seen.get("board"), job, module, folder)

@@ -258,6 +258,7 @@ class GangRun:
         chosen: tuple[Vec, Vec] | None = None
         for number, params, _ in self.kept.read(first.worker.params.dtype, 0):
             statistics = self._statistics(number)
+            hurried = hurried or self.ticker.board.get("stop") == HURRY
             scores = {} if hurried or not self.validated else self._evaluate(params, statistics)
             steps = first.worker.plan.epoch_steps
             history.append(history_row(first.marks[number], marks[number], before, steps, self.size, scores))
