@@ -86,6 +86,20 @@ def test_push_and_pull(server):
     assert kinds.count("push") == 3 and kinds.count("leave") == 2
 
 
+@pytest.mark.parametrize("verb", ["push", "exchange"])
+@pytest.mark.parametrize("wrong", [torch.ones(SIZE).double(), torch.ones(SIZE - 1), torch.ones(SIZE, 1), np.ones(SIZE), 1.0])
+def test_what_is_no_delta_is_not_sent(server, verb, wrong):
+    one = net(server)
+    one.join()
+    with pytest.raises(
+        firesteel.StrategyError, match=rf"net.{verb} was given .*like worker.params|type and shape of worker.params"
+    ):
+        getattr(one, verb)(wrong)
+    await_(one.push(torch.ones(SIZE)))
+    assert torch.equal(await_(one.pull()), torch.ones(SIZE))
+    one.close()
+
+
 def test_a_push_may_be_changed_after_it_was_awaited(server):
     one, delta = net(server), torch.ones(SIZE)
     one.join()
@@ -595,6 +609,49 @@ def test_collectives_need_a_gang_and_pulls_a_server():
         fit(NoMerge())
 
 
+@dataclass(frozen=True)
+class Wrong:
+    """Downpour(1) that is wrong in some way at push 3."""
+
+    how: str
+    needs_seen: ClassVar[bool] = False
+
+    async def run(self, worker, net):
+        center = worker.params = await net.pull()
+        for step, batch in worker.steps():
+            worker.step(worker.gradient(batch))
+            delta = worker.params - center
+            if step == 3 and net.rank == 0:
+                delta = delta.double() if self.how == "double" else delta
+            center = worker.params = await net.exchange(delta)
+        return center
+
+    def merge(self, center, push):
+        if self.how == "merge" and push.sequence == 3 and push.worker == 0:
+            {}["a key that is not there"]
+        center.add_(push.delta)
+
+
+WORLDS = pytest.mark.parametrize("on", [Local(2, threads=1), Simulated(Cluster(2))], ids=["local", "simulated"])
+
+
+@WORLDS
+def test_an_exception_in_merge_is_the_strategys_and_told_once(on):
+    with pytest.raises(firesteel.StrategyError, match=r"merge raised KeyError.*at push 3 of worker 0") as caught:
+        fit(Wrong("merge"), on=on, epochs=1000)
+    text = str(caught.value)
+    assert text.count("Traceback (most recent call last)") == 1 and """{}["a key that is not there"]""" in text
+    assert caught.value.__cause__ is None
+
+
+@WORLDS
+def test_what_is_no_delta_is_refused_at_the_verb(on):
+    with pytest.raises(
+        firesteel.StrategyError, match=r"net.exchange was given torch.float64 \[163\], but the center is torch.f"
+    ):
+        fit(Wrong("double"), on=on, epochs=1000)
+
+
 def test_early_stopping_is_refused():
     with pytest.raises(firesteel.UsageError, match="early stopping evaluates while workers wait"):
         fit(Downpour(), early_stopping=firesteel.EarlyStopping())
@@ -608,7 +665,7 @@ def test_fewer_rows_than_workers():
     assert run.history["epoch"].to_pylist()[-1] == 4
 
 
-@pytest.mark.parametrize("on", [Local(2, threads=1), Simulated(Cluster(2))], ids=["local", "simulated"])
+@WORLDS
 def test_a_share_too_small_for_one_row_is_refused_before_the_first_step(on):
     with pytest.raises(firesteel.UsageError, match="no row was left for it; give a larger share"):
         fit(Downpour(), on=on, validation=0.001, epochs=10**9)

@@ -14,10 +14,11 @@ from typing import Any, TypeVar, final
 import torch
 from torch import Tensor
 
-from firesteel.errors import ClusterError, Fenced, PeerLost
+from firesteel.errors import Fenced, FiresteelError, PeerLost, StrategyError
 from firesteel.net import wire
 from firesteel.net.center import Note
 from firesteel.net.lacking import NoGang
+from firesteel.net.merging import check_delta
 from firesteel.net.pending import Pending
 from firesteel.net.protocol import Vec
 from firesteel.trace import Trace
@@ -143,10 +144,12 @@ class CenterNet(NoGang):
         return Pending(self._centers, self.trace, "pull", 0)
 
     def push(self, delta: Vec) -> Awaitable[None]:
+        check_delta("push", delta, self._length, self._dtype)
         self._send(delta, wire.PUSH)
         return Pending(lambda: None, self.trace, "push", delta.numel() * delta.element_size())
 
     def exchange(self, delta: Vec) -> Awaitable[Vec]:
+        check_delta("exchange", delta, self._length, self._dtype)
         self._send(delta, wire.EXCHANGE)
         return Pending(self._centers, self.trace, "exchange", delta.numel() * delta.element_size())
 
@@ -213,11 +216,14 @@ class CenterNet(NoGang):
             link.close()
 
 
-def _told(error: OSError | wire.Refused) -> ClusterError:
-    """A lost server as an error of ours, which is never the root cause: the caller knows more about its servers."""
-    if isinstance(error, wire.Refused):
-        return Fenced(str(error)) if str(error).startswith(Fenced.__name__) else PeerLost(f"the server refused: {error}")
-    return PeerLost(f"the server is gone: {error}")
+def _told(error: OSError | wire.Refused) -> FiresteelError:
+    """A lost server as an error of ours, which is never the root cause: the caller knows more about its servers. What
+    `merge` raised there is one."""
+    if not isinstance(error, wire.Refused):
+        return PeerLost(f"the server is gone: {error}")
+    kind, _, said = str(error).partition(": ")
+    kinds = {known.__name__: known for known in (Fenced, StrategyError)}
+    return kinds[kind](said) if kind in kinds else PeerLost(f"the server refused: {error}")
 
 
 @final

@@ -31,6 +31,7 @@ from firesteel.errors import UsageError
 from firesteel.net import wire
 from firesteel.net.center import Center, Rules
 from firesteel.net.meeting import open_store
+from firesteel.net.merging import Merging
 from firesteel.net.protocol import Vec
 
 _HELLO_SECONDS = 10.0  # for TLS and the token
@@ -91,7 +92,7 @@ class Server:
         self._changed: threading.Condition = threading.Condition(self._lock)
         self._numbers: int = own.numel() + (0 if statistics is None else statistics.numel())
         self._kept, self._marks = _files(folder, number, self._numbers * own.element_size())
-        self.center: Center = Center(own, serving.strategy, serving.workers, statistics, serving.rules, self._keep)
+        self.center: Center = Center(own, Merging(serving.strategy), serving.workers, statistics, serving.rules, self._keep)
         self._bounded: bool = serving.rules.max_ahead is not None
         self._zero: float | None = None
         self._stop: bool = False

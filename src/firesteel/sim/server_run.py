@@ -19,6 +19,7 @@ from firesteel.errors import Diverged
 from firesteel.job import Job
 from firesteel.net.center import Center, Rules
 from firesteel.net.hosting import Collected, Serve
+from firesteel.net.merging import Merging
 from firesteel.net.protocol import Vec
 from firesteel.net.serving import cut
 from firesteel.results import ipc
@@ -79,7 +80,7 @@ class ServerRun:
         centers = [
             Center(
                 serve.params[part].clone(),
-                job.strategy,
+                Merging(job.strategy),
                 cluster.workers,
                 None if shard else serve.statistics,
                 rules,
