@@ -21,7 +21,7 @@ from firesteel.errors import Diverged, Interrupted, UsageError
 from firesteel.evaluate import named
 from firesteel.job import Job, Score
 from firesteel.losses import resolve_metrics
-from firesteel.net.hosting import Collected, Serve, check_snapshots, forget_snapshots, own_certificate
+from firesteel.net.hosting import Collected, Serve, check_snapshots, forget_snapshots, own_certificate, resumed_mark
 from firesteel.outcome import assemble_run
 from firesteel.results import by_part, ipc
 from firesteel.run import Run
@@ -53,14 +53,20 @@ def train_apart(
     settings = {"workers": on.workers, "shards": on.server.shards, **job.settings}
     settings = {name: value for name, value in settings.items() if name != "notes"}
     replaying = isinstance(on, Replay)
+    params, statistics = flatten(module)[0].clone(), statistics_of(module)
+    statistics = statistics.to(params.dtype)
+    if on.server.shards > params.numel():
+        raise UsageError(f"shards={on.server.shards}, but the model has {params.numel()} parameters; take fewer shards.")
+    before = {"seconds": 0.0, "samples": 0.0, "loss_sum": 0.0, "weight": 0.0}
     if job.run_dir is not None and not replaying:
-        Folder(job.run_dir).delete(ARRIVALS)
         check_snapshots(job.run_dir, on.server.shards, settings) if resume else forget_snapshots(job.run_dir)
-    params, _, _ = flatten(module)
+        if resume:
+            before = resumed_mark(job.run_dir, on.server.shards, params, statistics)
+        Folder(job.run_dir).delete(ARRIVALS)
     serve = Serve(
         job.strategy,
-        params.clone(),
-        statistics_of(module).to(params.dtype),
+        params,
+        statistics,
         on.workers,
         on.server,
         job.secret,
@@ -91,7 +97,7 @@ def train_apart(
             scores = _score(job, source, on, run_world, models)
         except KeyboardInterrupt:  # somebody waits for the end: the run, without its scores
             hurried = True
-    history = _history(models, scores, on.workers)
+    history = _history(models, scores, on.workers, before)
     run = assemble_run(
         job,
         module,
@@ -110,7 +116,8 @@ def train_apart(
             "best": len(models) - 1,
             "steps": int(collected.mark["steps"] // on.workers),
             "device": reports[0]["device"],
-            "timing": {**reports[0]["timing"], "train_seconds": collected.mark["seconds"]},
+            "samples_before": before["samples"],
+            "timing": {**reports[0]["timing"], "train_seconds": collected.mark["seconds"] - before["seconds"]},
             "workers_at_once": collected.status["most_at_once"],
             **({"replayed": collected.status["replayed"]} if "replayed" in collected.status else {}),
         },
@@ -146,8 +153,8 @@ def _interrupted(board: Board) -> None:
         raise Interrupted("stopped by Ctrl-C while models were evaluated.")
 
 
-def _history(models: list[Any], scores: list[dict[str, float]], workers: int) -> pa.Table:
-    rows, before = [], {"loss_sum": 0.0, "weight": 0.0}
+def _history(models: list[Any], scores: list[dict[str, float]], workers: int, before: dict[str, float]) -> pa.Table:
+    rows = []
     for (mark, _, _), score in zip(models, scores, strict=True):
         weight = mark["weight"] - before["weight"]
         rows.append(

@@ -98,7 +98,6 @@ class CenterProcess:
             worker = make_worker(job, self.rank, whole, shard, self.device, self.trace, self.attempt)
             self._train(worker)
         report = {
-            "samples": self.trace.samples,
             "first_step_at": self.trace.first_step_at,
             "train_rows": shard.rows,
             "held_rows": held.rows,

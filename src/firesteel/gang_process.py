@@ -304,7 +304,7 @@ class GangProcess:
                 "hurried": hurried,
                 "early": self._best is not None and worker.stopping and not self.control.stop_agreed,
                 "train_rows": self.train_rows,
-                "samples": self.trace.samples,
+                "samples_before": float(before[0, 0]),
                 "first_step_at": self.trace.first_step_at,
                 "timing": self.timing,
                 "best": best,

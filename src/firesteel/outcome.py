@@ -105,7 +105,7 @@ def assemble_run(
 ) -> Run:
     """A run from its parts: every worker's report, the final tensors, and what `lead` says of the whole."""
     first = min((r["first_step_at"] for r in reports if r["first_step_at"]), default=called_at)
-    samples = sum(r["samples"] for r in reports)
+    samples = history["samples"][-1].as_py() - int(lead["samples_before"])
     timing = {
         "call_to_first_step_seconds": first - called_at,
         **{name: max(r["timing"].get(name, 0.0) for r in (*reports, lead)) for name in lead["timing"]},

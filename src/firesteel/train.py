@@ -133,6 +133,7 @@ def train(
         "max_steps": max_steps,
         "max_seconds": max_seconds,
         "clip_norm": clip_norm,
+        "checkpoint_steps": checkpoint_steps,
     }
     _check(on, strategy, optimizer, schedule, sizes)
     _check_stopping(early_stopping, metrics, bool(share) or source.columns.validation is not None)

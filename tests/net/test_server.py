@@ -359,7 +359,7 @@ def mlp():
 def fit(strategy, workers=2, server=None, **settings):
     settings = {"epochs": 10, "batch_size": 8, "optimizer": firesteel.SGD(lr=0.05), "progress": "none", **settings}
     on = settings.pop("on", None) or Local(workers=workers, threads=1, server=server or Server())
-    return firesteel.train(mlp, (X, Y), strategy=strategy, on=on, **settings)
+    return firesteel.train(settings.pop("model", mlp), (X, Y), strategy=strategy, on=on, **settings)
 
 
 @pytest.mark.parametrize("shards", [1, 2, 5])
@@ -513,7 +513,7 @@ def pushed_rows(run) -> dict[int, int]:
 def test_a_killed_worker_is_started_again_and_no_push_counts_twice(tmp_path):
     run = fit(Struck("kill", str(tmp_path / "note")), 2, Server(shards=2))
     assert run.status == "finished" and (tmp_path / "note").exists()
-    assert pushed_rows(run) == {0: 1800, 1: 1800}
+    assert pushed_rows(run) == {0: 1800, 1: 1800} and run.timing["samples"] == 3600
     joins = [
         (e["worker"], e["attempt"], e["sequence"]) for e in run.arrivals.to_pylist() if e["kind"] == "join" and not e["shard"]
     ]
@@ -699,6 +699,14 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, shards):
     assert second.history["epoch"].to_pylist()[-1] == 40
     assert second.history["samples"].to_pylist()[-1] == 360 * 40
     assert second.metrics["validation_accuracy"] > 0.8
+    done = first.history["samples"].to_pylist()[-1]
+    assert second.timing["samples"] == 360 * 40 - done  # those of this call
+    assert second.timing["samples_per_second"] > second.timing["samples"] / second.timing["total_seconds"]
+    rows = np.diff([done, *second.history["samples"].to_pylist()])
+    losses = [e["loss_sum"] for e in second.arrivals.to_pylist() if e["kind"] == "push" and not e["shard"]]
+    assert np.dot(rows, second.history["train_loss"].to_numpy()) == pytest.approx(sum(losses))
+    with pytest.raises(firesteel.UsageError, match=r"holds a model of 163 parameters .* this call's has 83 .*"):
+        fit(Downpour(2), 2, server, epochs=40, run_dir=tmp_path, resume=True, model=lambda: firesteel.models.MLP(6, 8, 3))
     with pytest.raises(firesteel.UsageError, match="begins where an earlier run had stopped"):
         fit(Downpour(2), on=firesteel.Replay(second), epochs=40, checkpoint_steps=4)
     with pytest.raises(firesteel.UsageError, match="holds no snapshot"):

@@ -367,3 +367,21 @@ def from_rows(batches: list[pa.RecordBatch]) -> Collected:
     *kept, last = zip(plain["marks"], tensors["params"], tensors["statistics"], strict=True)
     log = pa.ipc.open_stream(parts["log", 0]).read_all()
     return Collected(last[1], last[2], list(kept), log, plain["status"], last[0], plain["hurried"])
+
+
+def resumed_mark(run_dir: str, shards: int, params: Vec, statistics: Vec) -> dict[str, float]:
+    """Where the run stood that goes on from the snapshots in a folder.
+
+    Raises:
+        UsageError: they are of another model.
+    """
+    found = [unpack(Folder(run_dir).get(f"center-{number}.safetensors") or b"") for number in range(shards)]
+    first, plain = found[0]
+    then = sum(tensors["params"].numel() for tensors, _ in found), first["params"].dtype, first["statistics"].numel()
+    now = params.numel(), params.dtype, statistics.numel()
+    if then != now:
+        said, here = (f"{count} parameters ({dtype}) and {more} running statistics" for count, dtype, more in (then, now))
+        raise UsageError(
+            f"{run_dir} holds a model of {said}, this call's has {here}. Resume with the model that was trained, or start anew."
+        )
+    return {"seconds": plain["seconds"], **plain["totals"]}

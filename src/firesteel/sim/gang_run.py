@@ -276,7 +276,7 @@ class GangRun:
                 "hurried": hurried,
                 "early": False,
                 "train_rows": sum(s.train_rows for s in seats),
-                "samples": member.trace.samples,
+                "samples_before": 0,
                 "first_step_at": member.trace.first_step_at,
                 "timing": self.timing,
                 "best": len(history) - 1,

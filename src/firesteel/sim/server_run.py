@@ -201,7 +201,6 @@ class ServerRun:
             if member is None:  # it never joined, in the run that is replayed
                 member = Member(self.simulation, rank, self._paces[rank])
             report = {
-                "samples": member.trace.samples,
                 "first_step_at": member.trace.first_step_at,
                 "train_rows": seat.shard.rows,
                 "held_rows": seat.held_rows,
