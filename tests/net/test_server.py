@@ -21,7 +21,7 @@ import torch
 import firesteel
 from firesteel import Cluster, Downpour, Local, Server, Simulated
 from firesteel.errors import Fenced, PeerLost
-from firesteel.net import serving, wire
+from firesteel.net import certificates, serving, wire
 from firesteel.net.center import Note, Rules
 from firesteel.net.client import Address, Caller, CenterNet
 from firesteel.net.meeting import serve_store
@@ -175,8 +175,8 @@ def test_malformed_messages_are_refused_and_change_nothing(server, name):
     line = address(server).connect(0, hello, 5.0)
     line.write(message)
     with pytest.raises(wire.Refused):
-        line.read_answer()
-        line.read_answer()  # the first may be the welcome
+        line.read_answer(wire.WELCOME)
+        line.read_answer(wire.CENTER)
     line.close()
     nothing_has_happened(server)
 
@@ -212,7 +212,7 @@ def test_who_speaks_another_language_is_refused(server, noise):
 @pytest.mark.parametrize("length", [1, 4, 40, 200, 4000])
 def test_half_a_push_is_not_merged(server, length):
     line = address(server).connect(0, HELLO, 5.0)
-    line.read_answer()
+    line.read_answer(wire.WELCOME)
     line.write(push()[:length])
     line.close()
     nothing_has_happened(server)
@@ -221,7 +221,7 @@ def test_half_a_push_is_not_merged(server, length):
 def test_a_client_that_does_not_read_holds_up_nobody(server):
     """It asks for centers and never takes them: its thread in the server blocks, the others' do not."""
     slow = address(server).connect(0, HELLO | {"worker": 3}, 5.0)
-    slow.read_answer()
+    slow.read_answer(wire.WELCOME)
     asking = threading.Thread(target=lambda: flood(slow), daemon=True)
     asking.start()
     silent = [socket.create_connection(("127.0.0.1", server.port), 5) for _ in range(20)]  # they do not even say hello
@@ -262,6 +262,43 @@ def test_a_connection_too_many_ends_no_server(server, monkeypatch):
     lost.close()
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_who_waits_at_the_door_longest_makes_way(tmp_path, monkeypatch, tls):
+    monkeypatch.setattr(serving, "_AT_THE_DOOR", 8)
+    certificate = certificates.make(HOST) if tls else None
+    found = started(tmp_path, torch.zeros(SIZE), certificate)
+    waiting = []
+    for number in range(32):
+        waiting.append(socket.create_connection((HOST, found.port), 5))
+        if number == 0:
+            Caller(Address((f"{HOST}:{found.port}",), TOKEN, certificate and certificate[0])).stop()  # it has been taken in
+    Caller(Address((f"{HOST}:{found.port}",), TOKEN, certificate and certificate[0])).stop()
+    assert [connection.recv(1) for connection in waiting[:24]] == [b""] * 24
+    assert not select.select(waiting[25:], [], [], 0)[0]  # the caller took one place meanwhile
+    for connection in waiting:
+        connection.close()
+    found.shutdown()
+
+
+@pytest.mark.parametrize(
+    "said", [b"HTTP/1.1 400 Bad Request\r\n", wire.answer(wire.WELCOME, 0, 0), wire.answer(wire.DONE, 2**40, 0)]
+)
+def test_a_server_that_talks_nonsense_is_not_believed(said):
+    with socket.create_server((HOST, 0)) as listener:
+
+        def talk() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(said)
+                connection.recv(4096)
+
+        thread = threading.Thread(target=talk, daemon=True)
+        thread.start()
+        with pytest.raises(ConnectionError, match=r"it answered with kind|a text of"):
+            Caller(Address((f"{HOST}:{listener.getsockname()[1]}",), TOKEN, None)).status()
+        thread.join(5)
+
+
 @pytest.mark.timeout(30)
 def test_a_push_may_follow_a_pull_that_nobody_has_awaited(tmp_path):
     """Both are larger than what sockets hold: a worker that writes and a server that writes would wait for each other."""
@@ -280,8 +317,6 @@ def test_a_push_may_follow_a_pull_that_nobody_has_awaited(tmp_path):
 
 
 def test_a_server_that_is_another_is_not_trusted(tmp_path):
-    from firesteel.net import certificates
-
     ours, other = certificates.make(HOST), certificates.make(HOST)
     elsewhere = certificates.make("127.0.0.9")
     for number, (shown, trusted) in enumerate([(ours, other), (elsewhere, elsewhere)]):
@@ -300,8 +335,6 @@ def test_a_certificate_may_be_trusted_itself(tmp_path):
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
-
-    from firesteel.net import certificates
 
     certificate, key = certificates.make(HOST)
     mine = x509.load_pem_x509_certificate(certificate)
@@ -379,8 +412,6 @@ def test_tls_made_for_the_run():
 
 
 def test_tls_with_a_certificate_of_ones_own(tmp_path):
-    from firesteel.net import certificates
-
     certificate, key = certificates.make("127.0.0.1")
     (tmp_path / "cert.pem").write_bytes(certificate)
     (tmp_path / "key.pem").write_bytes(key)

@@ -53,7 +53,7 @@ class _Link:
         told = {"worker": worker, "attempt": attempt, "type": wire.name(dtype)}
         self._line: wire.Line = address.connect(shard, told, _CONNECT_SECONDS)
         try:
-            self.sequence, self.steps_done = self._line.read_answer()
+            self.sequence, self.steps_done = self._line.read_answer(wire.WELCOME)
         except BaseException:
             self._line.close()
             raise
@@ -67,7 +67,7 @@ class _Link:
         self._line.write(wire.ask(kind, sequence, note, len(raw)), raw)
 
     def center(self, into: Tensor) -> int:
-        _, said = self._line.read_answer()
+        _, said = self._line.read_answer(wire.CENTER)
         self._line.read(wire.raw(into))
         return said
 
@@ -239,7 +239,7 @@ class Caller:
         for shard in range(len(self._address.locations)):
             line = self._address.connect(shard, {"action": action, **more}, seconds)
             with contextlib.closing(line):
-                found.append(line.read_text(line.read_answer()[0]))
+                found.append(line.read_text(line.read_answer(wire.DONE)[0]))
         return found
 
     def status(self) -> dict[str, Any]:
