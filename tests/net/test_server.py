@@ -618,6 +618,29 @@ def test_a_killed_server_goes_on_from_its_snapshot(tmp_path):
         fit(KillsServer(str(tmp_path / "note")), on=firesteel.Replay(tmp_path / "run"))
 
 
+def test_a_server_that_is_lost_while_another_is_started_again_is_not_forgotten(tmp_path, monkeypatch):
+    from firesteel.net.hosting import Hosts
+
+    start, started_again = Hosts._start, []
+
+    def strike(hosts, number):
+        start(hosts, number)
+        if number in hosts._pids:
+            started_again.append(number)
+            if len(started_again) == 1:
+                os.kill(hosts._pids[1 - number], signal.SIGKILL)
+
+    monkeypatch.setattr(Hosts, "_start", strike)
+    run = fit(
+        KillsServer(str(tmp_path / "note")), 2, Server(shards=2), run_dir=tmp_path / "run", checkpoint_steps=20, epochs=30
+    )
+    assert sorted(started_again) == [0, 1]
+    assert run.status == "finished"
+    for shard in (0, 1):
+        events = [e for e in run.arrivals.to_pylist() if (e["shard"], e["kind"]) == (shard, "push")]
+        assert max(e["sequence"] for e in events) == 690
+
+
 def test_collectives_need_a_gang_and_pulls_a_server():
     @dataclass(frozen=True)
     class Confused:

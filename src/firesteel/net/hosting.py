@@ -9,6 +9,7 @@ import secrets
 import signal
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,7 @@ class Hosts:
         self._nursery: Nursery = Nursery.get()
         self._pids: dict[int, int] = {}
         self._generation: dict[int, int] = {}
+        self._ended: deque[dict[str, int]] = deque()  # servers that have ended and are not yet started again
         self._missed: int = 0
         self._board: Board | None = None
         self._hurried: bool = False
@@ -121,6 +123,8 @@ class Hosts:
                     self._pids[event["rank"]] = event["born"]
                 elif event["exit"] in [self._pids.get(number) for number in generations]:
                     raise RendezvousTimeout("a server of the center ended as it started; what it said is above.")
+                else:
+                    self._ended.append(event)
             if time.monotonic() > until:
                 raise RendezvousTimeout(f"the servers of the center did not start within {_START_SECONDS:g} s.")
 
@@ -145,7 +149,10 @@ class Hosts:
         for event in self._nursery.news(self._folder.name, 0.0):
             if "born" in event:
                 self._pids[event["rank"]] = event["born"]
-                continue
+            else:
+                self._ended.append(event)
+        while self._ended:
+            event = self._ended.popleft()
             number = next(n for n, pid in self._pids.items() if pid == event["exit"])
             why = signal.Signals(-event["status"]).name if event["status"] < 0 else f"status {event['status']}"
             if self._serving.run_dir is None or not self._server.restart_seconds or self.restarts >= 3 * self._serving.shards:
