@@ -47,7 +47,7 @@ class Apart:
     """Work with a server: workers that come and go."""
 
     finder: Any
-    """A `net.hosting.Finder`."""
+    """A `net.client.Finder`."""
     size: int
     """Parameters of the model, as the caller counted them."""
     restart_seconds: float
@@ -92,6 +92,9 @@ class Job:
     threads: int | None = None
     max_memory_bytes: int = 2 * 2**30
     secret: str = ""
+    """Tells the run's keys in a store, and its sockets, from those of other runs."""
+    key: str = field(default="", repr=False)
+    """What the run's notices are sealed with; it goes nowhere but with this job."""
     work: Apart | Score | None = None
     """None: train together, as a gang."""
     settings: dict[str, Any] = field(default_factory=dict)  # what a point must agree on to be resumed

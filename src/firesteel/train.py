@@ -160,6 +160,7 @@ def train(
         None,
         device,
         secret=new_secret(),
+        key=new_secret(),
         settings={"strategy": repr(strategy), "batch_size": batch_size, "seed": seed},
     )
     resolve_loss(loss, source.columns.weight is not None)

@@ -17,16 +17,19 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from torch.distributed import HashStore
 
 import firesteel
 from firesteel import Cluster, Downpour, Local, Server, Simulated
+from firesteel.checkpoint import StoreBoard
 from firesteel.errors import Fenced, PeerLost
 from firesteel.net import certificates, serving, wire
 from firesteel.net.center import Note, Rules
-from firesteel.net.client import Address, Caller, CenterNet
+from firesteel.net.client import Address, Caller, CenterNet, Finder
 from firesteel.net.meeting import serve_store
 from firesteel.net.serving import Server as Process
 from firesteel.net.serving import Serving
+from firesteel.sealing import seal
 from firesteel.trace import Trace
 
 TOKEN = "a token of this test"
@@ -704,6 +707,34 @@ def test_what_is_no_delta_is_refused_at_the_verb(on):
         firesteel.StrategyError, match=r"net.exchange was given torch.float64 \[163\], but the center is torch.f"
     ):
         fit(Wrong("double"), on=on, epochs=1000)
+
+
+def test_only_who_has_the_key_is_believed():
+    store = HashStore()
+    board = StoreBoard(store, "a run", "its key")
+    board.put("stop", b"hurry")
+    assert board.get("stop") == b"hurry" and board.get("started") is None
+    for forged in (b"", b"hurry", b"x" * 40, seal("another key", "a run/board/stop", b"hurry"), store.get("a run/board/stop")):
+        store.set("a run/board/started", forged)
+        assert board.get("started") is None
+    place, finder = "a run/servers/0/1", Finder("a run", 1, TOKEN, None)
+    store.add("a run/servers/0/generation", 1)
+    store.set(place, seal(TOKEN, place, b"127.0.0.1:80"))
+    assert finder.find(store).locations == ("127.0.0.1:80",)
+    store.set(place, b"127.0.0.1:81")
+    with pytest.raises(firesteel.ClusterError, match="server 0 in the run's store was not written by this run"):
+        finder.find(store)
+
+
+def test_a_request_to_stop_without_the_key_stops_nothing(monkeypatch):
+    def serve(host):
+        store = serve_store(host)
+        store.set("of this test/board/stop", b"hurry")
+        return store
+
+    monkeypatch.setattr(sys.modules["firesteel.train"], "new_secret", lambda: "of this test")
+    monkeypatch.setattr("firesteel.local.world.serve_store", serve)
+    assert fit(Downpour(), epochs=2).status == "finished"
 
 
 def test_early_stopping_is_refused():

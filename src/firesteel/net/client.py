@@ -14,13 +14,14 @@ from typing import Any, TypeVar, final
 import torch
 from torch import Tensor
 
-from firesteel.errors import Fenced, FiresteelError, PeerLost, StrategyError
+from firesteel.errors import ClusterError, Fenced, FiresteelError, PeerLost, StrategyError
 from firesteel.net import wire
 from firesteel.net.center import Note
 from firesteel.net.lacking import NoGang
 from firesteel.net.merging import check_delta
 from firesteel.net.pending import Pending
 from firesteel.net.protocol import Vec
+from firesteel.sealing import unseal
 from firesteel.trace import Trace
 
 T = TypeVar("T")
@@ -43,6 +44,33 @@ class Address:
         line = wire.connect(self.locations[shard], self.root, seconds)
         line.write_hello({"token": self.token, **told})
         return line
+
+
+@final
+@dataclass(frozen=True)
+class Finder:
+    """Where workers learn the servers' addresses, also after one was started again: the run's store."""
+
+    prefix: str
+    shards: int
+    token: str
+    root: bytes | None
+
+    def find(self, store: Any) -> Address:
+        """
+        Raises:
+            ClusterError: somebody else has left an address there, who would be told the token next.
+        """
+
+        def newest(shard: int) -> str:
+            number = store.add(f"{self.prefix}/servers/{shard}/generation", 0)
+            place = f"{self.prefix}/servers/{shard}/{max(number, 1)}"
+            found = unseal(self.token, place, store.get(place))
+            if found is None:
+                raise ClusterError(f"the address of server {shard} in the run's store was not written by this run.")
+            return found.decode()
+
+        return Address(tuple(newest(shard) for shard in range(self.shards)), self.token, self.root)
 
 
 @final

@@ -25,7 +25,7 @@ from firesteel.errors import ClusterError, RendezvousTimeout, UsageError
 from firesteel.job import Apart
 from firesteel.net import certificates
 from firesteel.net.center import Rules
-from firesteel.net.client import Address, Caller
+from firesteel.net.client import Address, Caller, Finder
 from firesteel.net.protocol import Vec
 from firesteel.net.serving import Serving, cut
 from firesteel.net.wire import Refused
@@ -52,24 +52,6 @@ class Collected:
     mark: dict[str, float]
     hurried: bool = False
     """Whether somebody waits for the end, so that evaluation is left out."""
-
-
-@final
-@dataclass(frozen=True)
-class Finder:
-    """Where workers learn the servers' addresses, also after one was started again: the run's store."""
-
-    prefix: str
-    shards: int
-    token: str
-    root: bytes | None
-
-    def find(self, store: Any) -> Address:
-        def newest(shard: int) -> str:
-            number = store.add(f"{self.prefix}/servers/{shard}/generation", 0)
-            return store.get(f"{self.prefix}/servers/{shard}/{max(number, 1)}").decode()
-
-        return Address(tuple(newest(shard) for shard in range(self.shards)), self.token, self.root)
 
 
 @final

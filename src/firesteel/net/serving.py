@@ -33,6 +33,7 @@ from firesteel.net.center import Center, Rules
 from firesteel.net.meeting import open_store
 from firesteel.net.merging import Merging
 from firesteel.net.protocol import Vec
+from firesteel.sealing import seal
 
 _HELLO_SECONDS = 10.0  # for TLS and the token
 _AT_THE_DOOR = 256  # connections that have not yet shown the token
@@ -369,7 +370,8 @@ def live(folder: str, number: int) -> NoReturn:
             snapshot = Folder(serving.run_dir).get(f"center-{number}.safetensors")
             if snapshot is not None:
                 server.restore(snapshot)
-        store.set(f"{prefix}/servers/{number}/{generation}", f"{serving.host}:{server.port}")
+        place = f"{prefix}/servers/{number}/{generation}"
+        store.set(place, seal(serving.token, place, f"{serving.host}:{server.port}".encode()))
         threading.Thread(target=server.serve, daemon=True).start()
         server.wait_until_finished()
         code = 0
