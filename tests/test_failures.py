@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import time
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+import torch
 
 import firesteel
 from firesteel import Local, Spark
@@ -158,3 +160,38 @@ def test_a_package_missing_on_executors_is_named(spark, tmp_path, monkeypatch):
     frame = spark.createDataFrame([([1.0] * 6, 1)] * 20, "features array<float>, label int")
     with pytest.raises(firesteel.ClusterError, match="executors has no package 'only_here'"):
         firesteel.train(only_here.net, frame, on=Spark(workers=2), progress="none")
+
+
+@dataclass(frozen=True)
+class PressesCtrlC:
+    """A metric during which Ctrl-C is pressed, once, and which then takes for ever."""
+
+    caller: int
+    note: str
+
+    def __call__(self, outputs, targets):
+        if len(outputs) > 2:  # not when two rows are tried
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(self.note, os.O_CREAT | os.O_EXCL))
+                os.kill(self.caller, signal.SIGINT)
+            time.sleep(60)
+        return (outputs.argmax(1) == targets).float()
+
+
+@pytest.mark.parametrize("strategy", [firesteel.SyncSGD(), firesteel.Downpour()], ids=["gang", "server"])
+def test_ctrl_c_during_evaluation_costs_the_scores_alone(strategy, tmp_path):
+    began = time.monotonic()
+    with pytest.raises(firesteel.Interrupted) as caught:
+        firesteel.train(
+            lambda: torch.nn.Sequential(torch.nn.Linear(6, 3), torch.nn.BatchNorm1d(3)),
+            (X, Y),
+            strategy=strategy,
+            epochs=2,
+            metrics=(PressesCtrlC(os.getpid(), str(tmp_path / "pressed")),),
+            progress="none",
+        )
+    assert time.monotonic() - began < 30
+    run = caught.value.run
+    assert run is not None and run.status == "finished" and set(run.metrics) == {"train_loss"}
+    assert run.history["epoch"].to_pylist() == [1, 2] and run.history["samples"].to_pylist() == [360, 720]
+    assert run.evaluate((X[:2], Y[:2]))["loss"] > 0

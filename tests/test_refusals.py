@@ -89,6 +89,14 @@ REFUSED_AT_ONCE = {
         r"ModelAveraging\(period=0\)",
     ),
     "a size that is not positive": (lambda: dict(data=(X, Y), batch_size=0), "batch_size=0: it must be greater than 0"),
+    "a checkpoint_steps that is not positive": (
+        lambda: dict(data=(X, Y), checkpoint_steps=0, strategy=firesteel.Downpour()),
+        "checkpoint_steps=0: it must be greater than 0",
+    ),
+    "more shards than parameters": (
+        lambda: dict(data=(X, Y), strategy=firesteel.Downpour(), on=Local(2, server=firesteel.Server(shards=1000))),
+        "shards=1000, but the model has 83 parameters; take fewer",
+    ),
     "a share out of range": (lambda: dict(data=(X, Y), validation=1.5), "at least 0 and below 1"),
     "early stopping without validation": (
         lambda: dict(data=(X, Y), validation=None, early_stopping=firesteel.EarlyStopping()),

@@ -16,8 +16,8 @@ import pyarrow as pa
 import torch
 from torch import nn
 
-from firesteel.checkpoint import Folder
-from firesteel.errors import Diverged, UsageError
+from firesteel.checkpoint import Board, Folder
+from firesteel.errors import Diverged, Interrupted, UsageError
 from firesteel.evaluate import named
 from firesteel.job import Job, Score
 from firesteel.losses import resolve_metrics
@@ -27,6 +27,7 @@ from firesteel.outcome import assemble_run
 from firesteel.results import by_part, ipc
 from firesteel.run import Run
 from firesteel.sim.replay import ARRIVALS, Replay, with_meaning
+from firesteel.stopping import HURRY
 from firesteel.worker import flatten, statistics_of
 
 World = Callable[..., tuple[list[pa.RecordBatch], Collected | None]]
@@ -51,14 +52,20 @@ def train_apart(
     _check(job)
     settings = resumable_settings(job, on)
     replaying = isinstance(on, Replay)
+    params, statistics = flatten(module)[0].clone(), statistics_of(module)
+    statistics = statistics.to(params.dtype)
+    if on.server.shards > params.numel():
+        raise UsageError(f"shards={on.server.shards}, but the model has {params.numel()} parameters; take fewer shards.")
+    before = {"seconds": 0.0, "samples": 0.0, "loss_sum": 0.0, "weight": 0.0}
     if job.run_dir is not None and not replaying:
+        if job.resume_from is not None:
+            before = snapshots.mark(job.resume_from, on.server.shards, params, statistics)
         Folder(job.run_dir).delete(ARRIVALS)
         snapshots.lay_out(job.run_dir, on.server.shards, job.resume_from)
-    params, _, _ = flatten(module)
     serve = Serve(
         job.strategy,
-        params.clone(),
-        statistics_of(module).to(params.dtype),
+        params,
+        statistics,
         on.workers,
         on.server,
         job.secret,
@@ -74,21 +81,24 @@ def train_apart(
     log = on.log if replaying else with_meaning(collected, job, on, reports[0]["threads"])
     if job.run_dir is not None and not replaying:
         Folder(job.run_dir).put(ARRIVALS, ipc(log))
-    if not any(r["train_rows"] for r in reports):
-        raise UsageError("there are no rows to train on: the data is empty, or validation took them all.")
+    held_rows = sum(r["held_rows"] for r in reports)
+    if not collected.mark["samples"]:
+        job.check_rows(sum(r["train_rows"] for r in reports), held_rows)
     if collected.status["restarts"] and not (collected.status["stopped"] or collected.status["diverged"]):
         _tell_what_is_missing(int(collected.status["steps"]), sum(r["total_steps"] for r in reports))
     models = [*collected.kept]
     if not models or models[-1][0]["version"] != collected.mark["version"]:
         models.append((collected.mark, collected.params, collected.statistics))
     models[-1][0]["epoch"] = collected.mark["epoch"]  # workers without rows may have been told apart only later
-    if (job.validation or job.columns.validation) and not collected.hurried:
-        if not any(r["held_rows"] for r in reports):
-            raise UsageError("validation was asked for, but no row was left for it; give a larger share or more rows.")
-        scores = _score(job, source, on, run_world, models)
-    else:
-        scores = [{} for _ in models]
-    history = _history(models, scores, on.workers)
+    scores, hurried = [dict[str, float]() for _ in models], collected.hurried
+    if job.validated and not held_rows:
+        warnings.warn("validation was asked for, but no row was left for it: the run has no scores.", stacklevel=4)
+    elif job.validated and not hurried:
+        try:
+            scores = _score(job, source, on, run_world, models)
+        except KeyboardInterrupt:  # somebody waits for the end: the run, without its scores
+            hurried = True
+    history = _history(models, scores, on.workers, before)
     run = assemble_run(
         job,
         module,
@@ -103,11 +113,12 @@ def train_apart(
         lead={
             "early": False,
             "stopped": bool(collected.status["stopped"]),
-            "hurried": collected.hurried,
+            "hurried": hurried,
             "best": len(models) - 1,
             "steps": int(collected.mark["steps"] // on.workers),
             "device": reports[0]["device"],
-            "timing": {**reports[0]["timing"], "train_seconds": collected.mark["seconds"]},
+            "samples_before": before["samples"],
+            "timing": {**reports[0]["timing"], "train_seconds": collected.mark["seconds"] - before["seconds"]},
             "workers_at_once": collected.status["most_at_once"],
             **({"replayed": collected.status["replayed"]} if "replayed" in collected.status else {}),
         },
@@ -154,15 +165,21 @@ def _tell_what_is_missing(steps: int, asked: int) -> None:
 
 def _score(job: Job, source: Any, on: Any, run_world: World, models: list[Any]) -> list[dict[str, float]]:
     work = Score(torch.stack([m[1] for m in models]), torch.stack([m[2] for m in models]))
-    batches, _ = run_world(replace(job, work=work), source, on, lambda board: None)
+    batches, _ = run_world(replace(job, work=work), source, on, _interrupted)
     parts = by_part(batches)
     total = sum(torch.tensor(json.loads(parts["scores", rank]), dtype=torch.float64) for rank in range(on.workers))
     assert isinstance(total, torch.Tensor)
     return [named(row, resolve_metrics(job.metrics)) for row in total]
 
 
-def _history(models: list[Any], scores: list[dict[str, float]], workers: int) -> pa.Table:
-    rows, before = [], {"loss_sum": 0.0, "weight": 0.0}
+def _interrupted(board: Board) -> None:
+    """Scores can be computed again at any time, so that Ctrl-C ends them at once."""
+    if board.get("stop") == HURRY:
+        raise Interrupted("stopped by Ctrl-C while models were evaluated.")
+
+
+def _history(models: list[Any], scores: list[dict[str, float]], workers: int, before: dict[str, float]) -> pa.Table:
+    rows = []
     for (mark, _, _), score in zip(models, scores, strict=True):
         weight = mark["weight"] - before["weight"]
         rows.append(

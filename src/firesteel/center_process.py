@@ -82,6 +82,7 @@ class CenterProcess:
         self.rank: int = meeting.rank
         self.size: int = meeting.size
         self.store: Any = store
+        self._secret: str = meeting.secret
         self.attempt: int = store.add(f"{meeting.secret}/attempt/{meeting.rank}", 1) - 1
         self.device: torch.device = device
         self.trace: Trace = Trace(meeting.rank)
@@ -93,10 +94,10 @@ class CenterProcess:
         with tempfile.TemporaryDirectory(prefix="firesteel-") as spill:
             whole, shard, held = split_shard(job, self.rank, batches, spill)
             data_seconds = time.perf_counter() - began
+            self._check_rows(shard.rows, held.rows)
             worker = make_worker(job, self.rank, whole, shard, self.device, self.trace, self.attempt)
             self._train(worker, self._fingerprint(shard))
         report = {
-            "samples": self.trace.samples,
             "first_step_at": self.trace.first_step_at,
             "train_rows": shard.rows,
             "held_rows": held.rows,
@@ -116,6 +117,15 @@ class CenterProcess:
         found = shard.fingerprint()
         check_rows(self.rank, found, self.job.resumed_rows.get(str(self.rank), found))
         return found
+
+    def _check_rows(self, train_rows: int, held_rows: int) -> None:
+        """Whoever is the last to count its rows knows them all: too few are refused then, unless others have been through by
+        now, as happens where workers take turns: what has been trained is not thrown away for want of scores."""
+        store, secret, ranks = self.store, self._secret, range(self.size)
+        store.set(f"{secret}/rows/{self.rank}", f"{train_rows} {held_rows}")
+        if store.check([f"{secret}/rows/{rank}" for rank in ranks]) and not store.check([f"{secret}/trained"]):
+            counts = [store.get(f"{secret}/rows/{rank}").decode().split() for rank in ranks]
+            self.job.check_rows(sum(int(train) for train, _ in counts), sum(int(held) for _, held in counts))
 
     def _train(self, worker: Worker, fingerprint: str) -> None:
         apart = self.job.work
@@ -148,6 +158,7 @@ class CenterProcess:
         try:
             if worker.plan.total_steps > done:
                 _ = drive(self.job.strategy.run(worker, net))
+                self.store.set(f"{self._secret}/trained", b"")
         except Diverged as error:
             told = {"worker": self.rank, "sequence": net.sequence, "why": str(error).split(". ")[0]}
             Caller(finder.find(self.store)).diverged(told)

@@ -18,6 +18,7 @@ import safetensors.torch
 from torch import Tensor
 
 from firesteel.errors import UsageError
+from firesteel.sealing import seal, unseal
 
 
 class Board(Protocol):
@@ -30,17 +31,23 @@ class Board(Protocol):
 @final
 @dataclass(frozen=True)
 class StoreBoard:
-    """Notices in a `torch.distributed` store, under a prefix that only this run knows."""
+    """Notices in a `torch.distributed` store, under a prefix of this run's own.
+
+    The prefix is no secret: the store lists its keys to whoever reaches its port, and takes what he writes. So notices are
+    sealed, and what somebody else has left there is not seen.
+    """
 
     store: Any
-    secret: str
+    prefix: str
+    key: str
 
     def put(self, name: str, data: bytes) -> None:
-        self.store.set(f"{self.secret}/board/{name}", data)
+        place = f"{self.prefix}/board/{name}"
+        self.store.set(place, seal(self.key, place, data))
 
     def get(self, name: str) -> bytes | None:
-        key = f"{self.secret}/board/{name}"
-        return self.store.get(key) if self.store.check([key]) else None
+        place = f"{self.prefix}/board/{name}"
+        return unseal(self.key, place, self.store.get(place)) if self.store.check([place]) else None
 
 
 @final

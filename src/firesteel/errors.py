@@ -2,7 +2,7 @@
 
     FiresteelError
     ├── UsageError (ValueError)      you: a wrong argument, column, type or value
-    ├── StrategyError                the method: diverged, or broke its contract with the net
+    ├── StrategyError                the method: diverged, raised in `merge`, or broke its contract with the net
     │   └── Diverged                 the loss is no longer a finite number
     ├── ClusterError                 the cluster
     │   ├── WorkerLost               a worker died or fell silent
@@ -34,7 +34,7 @@ class UsageError(FiresteelError, ValueError):
 
 
 class StrategyError(FiresteelError):
-    """The method failed: it diverged, or it broke its contract with the net."""
+    """The method failed: it diverged, raised in `merge`, or broke its contract with the net."""
 
 
 @final

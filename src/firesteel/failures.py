@@ -77,7 +77,8 @@ def raise_cause(failures: list[Failure], lost: str) -> NoReturn:
     cause = causes[0]
     where = f"worker {cause['rank']} on {cause['host']}"
     if cause["ours"]:
-        raise getattr(errors, cause["type"])(f"{cause['message']} (from {where})") from None
+        said, *frames = cause["message"].split("\n", 1)
+        raise getattr(errors, cause["type"])("\n".join([f"{said} (from {where})", *frames])) from None
     raise WorkerFailed(
         f"{where} raised {cause['type']}: {cause['message']}\n\nThe worker's own traceback:\n{cause['traceback'].rstrip()}"
     ) from None

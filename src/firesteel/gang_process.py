@@ -10,7 +10,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, final
 
 import pyarrow as pa
@@ -21,7 +21,7 @@ from firesteel import randomness
 from firesteel.checkpoint import Board, Folder, Points, pack
 from firesteel.data.batches import Plan, total_steps
 from firesteel.data.shard import Shard, build_shard, check_rows
-from firesteel.errors import Diverged, UsageError
+from firesteel.errors import Diverged
 from firesteel.evaluate import named, probe, published_sums
 from firesteel.job import Job
 from firesteel.losses import resolve_loss, resolve_metrics
@@ -58,6 +58,7 @@ class GangProcess:
         self._live: dict[int, dict[str, float]] = {}
         self._unbounded: bool = job.epochs is None and job.max_steps is None
         self._over: threading.Event = threading.Event()
+        self._unscored: Callable[[], bytes] | None = None  # worker 0's results as they are while models are evaluated
 
     # ---- the course of a run -----------------------------------------------------------------------------------------
 
@@ -76,8 +77,8 @@ class GangProcess:
             try:
                 self.timing["meet_seconds"] = time.perf_counter() - began - self.timing["data_seconds"]
                 self._prepare(whole, shard, held)
-                result = self._train()
-                yield from self._report(result)
+                self._train()
+                yield from self._report()
             finally:
                 self._over.set()
                 leave(net)
@@ -88,10 +89,7 @@ class GangProcess:
         table = torch.zeros(self.meeting.size, 3, dtype=torch.float64)
         table[self.rank] = torch.tensor([shard.rows, held.rows, float(whole.classes or 0)])
         sizes = self._net.totals(table)
-        if not sizes[:, 0].any():
-            raise UsageError("there are no rows to train on: the data is empty, or validation took them all.")
-        if (job.validation or job.columns.validation) and not sizes[:, 1].any():
-            raise UsageError("validation was asked for, but no row was left for it; give a larger share or more rows.")
+        job.check_rows(int(sizes[:, 0].sum()), int(sizes[:, 1].sum()))
         self.validated: bool = bool(sizes[:, 1].any())
         self.held: Shard = held
         self.train_rows: int = int(sizes[:, 0].sum())
@@ -128,7 +126,7 @@ class GangProcess:
                 flat = torch.zeros_like(flat)
             x.copy_(self._net.totals(flat.to(torch.uint8) if flat.dtype == torch.bool else flat))
 
-    def _train(self) -> Vec:
+    def _train(self) -> None:
         worker, job = self.worker, self.job
         watcher = threading.Thread(target=self._watch, daemon=True) if self.board and self.rank == 0 else None
         if watcher:
@@ -140,7 +138,6 @@ class GangProcess:
         if not self.kept.marks or self._published != worker.steps_done or not self._is_last(result):
             self._keep(result, (), final=True)
         self._show(done=True)
-        return result
 
     def _is_last(self, result: Vec) -> bool:
         return torch.equal(result, self._last)
@@ -268,6 +265,8 @@ class GangProcess:
                 asked = board.get("stop")
                 if asked is not None:
                     self.control.stop_asked = 2.0 if asked == HURRY else 1.0
+                if asked == HURRY and self._unscored is not None:
+                    board.put("unscored", self._unscored())
                     return
 
     # ---- the end -----------------------------------------------------------------------------------------------------
@@ -277,46 +276,51 @@ class GangProcess:
         total = published_sums(self.worker, params, statistics, self.held, self.loss, self.metrics, self.job.columns.target)
         return named(self._net.totals(total), self.metrics)
 
-    def _report(self, result: Vec) -> Iterator[pa.RecordBatch]:
-        began = time.perf_counter()
+    def _report(self) -> Iterator[pa.RecordBatch]:
+        """Evaluate what was published, and hand everything over. Should somebody who does not wait for scores ask for the
+        end meanwhile, worker 0 leaves its part without them on the board."""
+        began, worker = time.perf_counter(), self.worker
         marks = self._net.totals(to_add_up(self.kept.marks))
-        history: list[dict[str, Any]] = []
-        before = torch.zeros(5, dtype=torch.float64)
+        before = torch.zeros(1, marks.shape[1], dtype=torch.float64)
         if self.job.resume_from:
-            before = self._net.totals(to_add_up([self._resumed_mark])[0])
+            before = self._net.totals(to_add_up([self._resumed_mark]))
+        sums = list(zip(self.kept.marks, marks, torch.cat([before, marks[:-1]]), strict=True))
         best = self._best[1] if self._best else len(marks) - 1
-        chosen: tuple[Vec, Vec] | None = None
-        statistics = self.worker.buffers.numel()
-        for number, params, stats in self.kept.read(self.worker.params.dtype, statistics):
-            mark, sums_ = self.kept.marks[number], marks[number]
-            scores: dict[str, float] = {}
-            if self.validated and self.control.stop_agreed < 2:
-                scores = self._live.get(number) or self._evaluate(params, stats)
-            history.append(history_row(mark, sums_, before, self.worker.plan.epoch_steps, self.meeting.size, scores))
-            before = sums_
-            if number == best:
-                chosen = (params.clone(), stats.clone())
-        assert chosen is not None
-        self.timing["evaluate_seconds"] = time.perf_counter() - began
-        report = {
-            "steps": self.worker.steps_done,
-            "total_steps": self.worker.plan.total_steps,
-            "stopped": self.worker.steps_done < self.worker.plan.total_steps,
-            "hurried": self.control.stop_agreed >= 2,
-            "converged": self.worker.converged,
-            "early": self._best is not None and self.worker.stopping and not self.control.stop_agreed,
-            "train_rows": self.train_rows,
-            "samples": self.trace.samples,
-            "first_step_at": self.trace.first_step_at,
-            "timing": self.timing,
-            "best": best,
-            "device": str(self.device),
-            "host": host_name(),
-        }
-        yield from rows("report", self.rank, json.dumps(report).encode())
-        yield from rows("trace", self.rank, ipc(self.trace.table()))
-        if self.rank == 0:
-            yield from rows("history", 0, ipc(pa.Table.from_pylist(history)))
-            frozen = {f"frozen.{n}": p for n, p in self.worker.module.named_parameters() if not p.requires_grad}
-            buffers = {f"buffer.{n}": b for n, b in self.worker.module.named_buffers()}
-            yield from rows("model", 0, pack({"params": chosen[0], "statistics": chosen[1], **frozen, **buffers}, {}))
+        dtype, statistics = worker.params.dtype, worker.buffers.numel()
+        _, params, stats = next(self.kept.read(dtype, statistics, best))
+        module = worker.module
+        frozen = {f"frozen.{n}": p for n, p in module.named_parameters() if not p.requires_grad}
+        buffers = {f"buffer.{n}": b for n, b in module.named_buffers()}
+        model = pack({"params": params, "statistics": stats, **frozen, **buffers}, {})
+
+        def results(scores: list[dict[str, float]], hurried: bool) -> Iterator[pa.RecordBatch]:
+            self.timing["evaluate_seconds"] = time.perf_counter() - began
+            report = {
+                "steps": worker.steps_done,
+                "total_steps": worker.plan.total_steps,
+                "stopped": worker.steps_done < worker.plan.total_steps,
+                "hurried": hurried,
+                "converged": worker.converged,
+                "early": self._best is not None and worker.stopping and not self.control.stop_agreed,
+                "train_rows": self.train_rows,
+                "samples_before": float(before[0, 0]),
+                "first_step_at": self.trace.first_step_at,
+                "timing": self.timing,
+                "best": best,
+                "device": str(self.device),
+                "host": host_name(),
+            }
+            yield from rows("report", self.rank, json.dumps(report).encode())
+            yield from rows("trace", self.rank, ipc(self.trace.table()))
+            if self.rank == 0:
+                steps, size = worker.plan.epoch_steps, self.meeting.size
+                history = [history_row(*each, steps, size, found) for each, found in zip(sums, scores, strict=True)]
+                yield from rows("history", 0, ipc(pa.Table.from_pylist(history)))
+                yield from rows("model", 0, model)
+
+        scores: list[dict[str, float]] = [{} for _ in sums]
+        self._unscored = lambda: ipc(pa.Table.from_batches(results(scores, True)))
+        if self.validated and self.control.stop_agreed < 2:
+            scored = self.kept.read(dtype, statistics)
+            scores = [self._live.get(number) or self._evaluate(params, stats) for number, params, stats in scored]
+        yield from results(scores, self.control.stop_agreed >= 2)

@@ -47,7 +47,7 @@ class Apart:
     """Work with a server: workers that come and go."""
 
     finder: Any
-    """A `net.hosting.Finder`."""
+    """A `net.client.Finder`."""
     size: int
     """Parameters of the model, as the caller counted them."""
     restart_seconds: float
@@ -92,10 +92,25 @@ class Job:
     threads: int | None = None
     max_memory_bytes: int = 2 * 2**30
     secret: str = ""
+    """Tells the run's keys in a store, and its sockets, from those of other runs."""
+    key: str = field(default="", repr=False)
+    """What the run's notices are sealed with; it goes nowhere but with this job."""
     work: Apart | Score | None = None
     """None: train together, as a gang."""
     settings: dict[str, Any] = field(default_factory=dict)  # what a point must agree on to be resumed
     resumed_rows: dict[str, str] = field(default_factory=dict)  # with a server: fingerprints, by rank, that rows must have
+
+    @property
+    def validated(self) -> bool:
+        """Whether rows were asked to be held out."""
+        return bool(self.validation) or self.columns.validation is not None
+
+    def check_rows(self, train_rows: int, held_rows: int) -> None:
+        """Raise UsageError where the rows of all workers, to train on and held out, are too few for what was asked."""
+        if not train_rows:
+            raise UsageError("there are no rows to train on: the data is empty, or validation took them all.")
+        if self.validated and not held_rows:
+            raise UsageError("validation was asked for, but no row was left for it; give a larger share or more rows.")
 
     def build(self) -> nn.Module:
         """A model with its initial parameters; a module is used as it is, a factory is called."""

@@ -65,7 +65,8 @@ def assemble(
 ) -> Run:
     """The run of a gang."""
     whole = by_part(batches)
-    reports = [json.loads(whole["report", rank]) for rank in range(on.workers)]
+    ranks = sorted(rank for kind, rank in whole if kind == "report")
+    reports = [json.loads(whole["report", rank]) for rank in ranks]
     return assemble_run(
         job,
         module,
@@ -76,9 +77,15 @@ def assemble(
         reports=reports,
         tensors=unpack(whole["model", 0])[0],
         history=_table(whole["history", 0]),
-        trace=pa.concat_tables(_table(whole["trace", rank]) for rank in range(on.workers)),
+        trace=pa.concat_tables(_table(whole["trace", rank]) for rank in ranks),
         lead=reports[0],
     )
+
+
+def unscored(board: Board | None) -> list[pa.RecordBatch] | None:
+    """What worker 0 has left of a gang that was interrupted while it evaluated: all but scores and the others' traces."""
+    data = board.get("unscored") if board is not None else None
+    return None if data is None else _table(data).to_batches()
 
 
 def assemble_run(
@@ -98,7 +105,7 @@ def assemble_run(
 ) -> Run:
     """A run from its parts: every worker's report, the final tensors, and what `lead` says of the whole."""
     first = min((r["first_step_at"] for r in reports if r["first_step_at"]), default=called_at)
-    samples = sum(r["samples"] for r in reports)
+    samples = history["samples"][-1].as_py() - int(lead["samples_before"])
     timing = {
         "call_to_first_step_seconds": first - called_at,
         **{name: max(r["timing"].get(name, 0.0) for r in (*reports, lead)) for name in lead["timing"]},

@@ -43,11 +43,11 @@ class Kept:
         _ = self.file.seek(0, 2)
         del self.marks[count:], self.shapes[count:]
 
-    def read(self, dtype: torch.dtype, statistics: int) -> Iterator[tuple[int, Vec, Vec]]:
-        """Each model with its number, in the order in which they were published."""
-        _ = self.file.seek(0)
+    def read(self, dtype: torch.dtype, statistics: int, first: int = 0) -> Iterator[tuple[int, Vec, Vec]]:
+        """Each model from the `first` one on with its number, in the order in which they were published."""
+        _ = self.file.seek(self._ends[first - 1] if first else 0)
         size = torch.empty(0, dtype=dtype).element_size()
-        for number, shape in enumerate(self.shapes):
+        for number, shape in enumerate(self.shapes[first:], first):
             numel = int(np.prod(shape))
             data = bytearray(self.file.read((numel + statistics) * size))
             flat = torch.frombuffer(data, dtype=dtype)

@@ -36,7 +36,8 @@ class Run:
     trace: pa.Table
     """Every event of every worker; see `firesteel.trace.SCHEMA`."""
     timing: dict[str, float]
-    """Where the seconds went: call_to_first_step_seconds, train_seconds, samples_per_second, total_seconds, ..."""
+    """Where the seconds of this call went: call_to_first_step_seconds, train_seconds, total_seconds, ...; and the samples
+    trained on in it, samples and samples_per_second."""
     status: str
     """"finished", "converged", "stopped early", or "stopped" (by a request or max_seconds)."""
     settings: dict[str, Any]

@@ -30,7 +30,7 @@ from firesteel.local.world import Local, new_secret
 from firesteel.losses import default_metrics, resolve_loss, resolve_metrics, target_kind
 from firesteel.net.protocol import Strategy, full_batch, has_server, own_steps
 from firesteel.optim import Adam, ByEpochs, BySteps, OptimizerSettings, Schedule
-from firesteel.outcome import assemble, described, rescue
+from firesteel.outcome import assemble, described, rescue, unscored
 from firesteel.progress import Show, reporter
 from firesteel.run import Run
 from firesteel.sim import replay
@@ -134,6 +134,7 @@ def train(
         "max_steps": max_steps,
         "max_seconds": max_seconds,
         "clip_norm": clip_norm,
+        "checkpoint_steps": checkpoint_steps,
     }
     _check_unused(strategy, {"optimizer": optimizer, "schedule": schedule, "clip_norm": clip_norm}, batch_size)
     optimizer, batch_size = Adam() if optimizer is None else optimizer, 64 if batch_size is None else batch_size
@@ -162,6 +163,7 @@ def train(
         None,
         device,
         secret=new_secret(),
+        key=new_secret(),
         settings={"strategy": repr(strategy), "batch_size": batch_size, "seed": seed},
     )
     resolve_loss(loss, source.columns.weight is not None)
@@ -179,7 +181,7 @@ def train(
         board_dir = folder or notes
         job = replace(job, settings={**job.settings, "notes": board_dir})
         Folder(board_dir).put("run.json", json.dumps({"secret": job.secret, **described(job, on)}).encode())
-        for left_over in ("stop", "started", "progress.json", *(f"failure-{rank}" for rank in range(on.workers))):
+        for left_over in ("stop", "started", "progress.json", "unscored", *(f"failure-{rank}" for rank in range(on.workers))):
             Folder(board_dir).delete(left_over)
         seen: dict[str, Board] = {}
 
@@ -188,6 +190,8 @@ def train(
             state = board.get("progress.json")
             if state is not None:
                 reports.update(json.loads(state))
+                if json.loads(state)["stage"] == "evaluating" and board.get("unscored") is not None:
+                    raise Interrupted("stopped by Ctrl-C while models were evaluated.")
             if folder is not None and board != Folder(folder) and Folder(folder).get("stop") is not None:
                 board.put("stop", b"")
 
@@ -196,7 +200,12 @@ def train(
             if has_server(strategy):
                 run = train_apart(job, source, on, run_world, module, watch, called_at, began, example)
             else:
-                batches, _ = run_world(job, source, on, watch)
+                try:
+                    batches, _ = run_world(job, source, on, watch)
+                except Interrupted:
+                    batches = unscored(seen.get("board"))
+                    if batches is None:
+                        raise
                 run = assemble(batches, job, module, on, called_at, began, example)
         except (FiresteelError, Interrupted) as error:
             rescue(error, seen.get("board"), job, module, folder)

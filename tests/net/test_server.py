@@ -8,6 +8,7 @@ import select
 import signal
 import socket
 import ssl
+import sys
 import threading
 import time
 from dataclasses import dataclass
@@ -16,16 +17,19 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
+from torch.distributed import HashStore
 
 import firesteel
-from firesteel import Downpour, Local, Server
-from firesteel.checkpoint import Folder, unpack
+from firesteel import Cluster, Downpour, Local, Server, Simulated
+from firesteel.checkpoint import Folder, StoreBoard, unpack
 from firesteel.errors import Fenced, PeerLost
-from firesteel.net import serving, wire
+from firesteel.net import certificates, serving, wire
 from firesteel.net.center import Note, Rules
-from firesteel.net.client import Address, Caller, CenterNet
+from firesteel.net.client import Address, Caller, CenterNet, Finder
+from firesteel.net.meeting import serve_store
 from firesteel.net.serving import Server as Process
 from firesteel.net.serving import Serving
+from firesteel.sealing import seal
 from firesteel.trace import Trace
 
 TOKEN = "a token of this test"
@@ -83,6 +87,20 @@ def test_push_and_pull(server):
     two.close()
     kinds = [e["kind"] for e in server.center.table().to_pylist()]
     assert kinds.count("push") == 3 and kinds.count("leave") == 2
+
+
+@pytest.mark.parametrize("verb", ["push", "exchange"])
+@pytest.mark.parametrize("wrong", [torch.ones(SIZE).double(), torch.ones(SIZE - 1), torch.ones(SIZE, 1), np.ones(SIZE), 1.0])
+def test_what_is_no_delta_is_not_sent(server, verb, wrong):
+    one = net(server)
+    one.join()
+    with pytest.raises(
+        firesteel.StrategyError, match=rf"net.{verb} was given .*like worker.params|type and shape of worker.params"
+    ):
+        getattr(one, verb)(wrong)
+    await_(one.push(torch.ones(SIZE)))
+    assert torch.equal(await_(one.pull()), torch.ones(SIZE))
+    one.close()
 
 
 def test_a_push_may_be_changed_after_it_was_awaited(server):
@@ -161,8 +179,8 @@ def test_malformed_messages_are_refused_and_change_nothing(server, name):
     line = address(server).connect(0, hello, 5.0)
     line.write(message)
     with pytest.raises(wire.Refused):
-        line.read_answer()
-        line.read_answer()  # the first may be the welcome
+        line.read_answer(wire.WELCOME)
+        line.read_answer(wire.CENTER)
     line.close()
     nothing_has_happened(server)
 
@@ -198,7 +216,7 @@ def test_who_speaks_another_language_is_refused(server, noise):
 @pytest.mark.parametrize("length", [1, 4, 40, 200, 4000])
 def test_half_a_push_is_not_merged(server, length):
     line = address(server).connect(0, HELLO, 5.0)
-    line.read_answer()
+    line.read_answer(wire.WELCOME)
     line.write(push()[:length])
     line.close()
     nothing_has_happened(server)
@@ -207,7 +225,7 @@ def test_half_a_push_is_not_merged(server, length):
 def test_a_client_that_does_not_read_holds_up_nobody(server):
     """It asks for centers and never takes them: its thread in the server blocks, the others' do not."""
     slow = address(server).connect(0, HELLO | {"worker": 3}, 5.0)
-    slow.read_answer()
+    slow.read_answer(wire.WELCOME)
     asking = threading.Thread(target=lambda: flood(slow), daemon=True)
     asking.start()
     silent = [socket.create_connection(("127.0.0.1", server.port), 5) for _ in range(20)]  # they do not even say hello
@@ -248,6 +266,43 @@ def test_a_connection_too_many_ends_no_server(server, monkeypatch):
     lost.close()
 
 
+@pytest.mark.parametrize("tls", [False, True])
+def test_who_waits_at_the_door_longest_makes_way(tmp_path, monkeypatch, tls):
+    monkeypatch.setattr(serving, "_AT_THE_DOOR", 8)
+    certificate = certificates.make(HOST) if tls else None
+    found = started(tmp_path, torch.zeros(SIZE), certificate)
+    waiting = []
+    for number in range(32):
+        waiting.append(socket.create_connection((HOST, found.port), 5))
+        if number == 0:
+            Caller(Address((f"{HOST}:{found.port}",), TOKEN, certificate and certificate[0])).stop()  # it has been taken in
+    Caller(Address((f"{HOST}:{found.port}",), TOKEN, certificate and certificate[0])).stop()
+    assert [connection.recv(1) for connection in waiting[:24]] == [b""] * 24
+    assert not select.select(waiting[25:], [], [], 0)[0]  # the caller took one place meanwhile
+    for connection in waiting:
+        connection.close()
+    found.shutdown()
+
+
+@pytest.mark.parametrize(
+    "said", [b"HTTP/1.1 400 Bad Request\r\n", wire.answer(wire.WELCOME, 0, 0), wire.answer(wire.DONE, 2**40, 0)]
+)
+def test_a_server_that_talks_nonsense_is_not_believed(said):
+    with socket.create_server((HOST, 0)) as listener:
+
+        def talk() -> None:
+            connection, _ = listener.accept()
+            with connection:
+                connection.sendall(said)
+                connection.recv(4096)
+
+        thread = threading.Thread(target=talk, daemon=True)
+        thread.start()
+        with pytest.raises(ConnectionError, match=r"it answered with kind|a text of"):
+            Caller(Address((f"{HOST}:{listener.getsockname()[1]}",), TOKEN, None)).status()
+        thread.join(5)
+
+
 @pytest.mark.timeout(30)
 def test_a_push_may_follow_a_pull_that_nobody_has_awaited(tmp_path):
     """Both are larger than what sockets hold: a worker that writes and a server that writes would wait for each other."""
@@ -266,8 +321,6 @@ def test_a_push_may_follow_a_pull_that_nobody_has_awaited(tmp_path):
 
 
 def test_a_server_that_is_another_is_not_trusted(tmp_path):
-    from firesteel.net import certificates
-
     ours, other = certificates.make(HOST), certificates.make(HOST)
     elsewhere = certificates.make("127.0.0.9")
     for number, (shown, trusted) in enumerate([(ours, other), (elsewhere, elsewhere)]):
@@ -286,8 +339,6 @@ def test_a_certificate_may_be_trusted_itself(tmp_path):
     from cryptography import x509
     from cryptography.hazmat.primitives import hashes, serialization
     from cryptography.hazmat.primitives.asymmetric import ec
-
-    from firesteel.net import certificates
 
     certificate, key = certificates.make(HOST)
     mine = x509.load_pem_x509_certificate(certificate)
@@ -357,7 +408,7 @@ def mlp():
 def fit(strategy, workers=2, server=None, **settings):
     settings = {"epochs": 10, "batch_size": 8, "optimizer": firesteel.SGD(lr=0.05), "progress": "none", **settings}
     on = settings.pop("on", None) or Local(workers=workers, threads=1, server=server or Server())
-    return firesteel.train(mlp, (X, Y), strategy=strategy, on=on, **settings)
+    return firesteel.train(settings.pop("model", mlp), (X, Y), strategy=strategy, on=on, **settings)
 
 
 @pytest.mark.parametrize("shards", [1, 2, 5])
@@ -377,8 +428,6 @@ def test_tls_made_for_the_run():
 
 
 def test_tls_with_a_certificate_of_ones_own(tmp_path):
-    from firesteel.net import certificates
-
     certificate, key = certificates.make("127.0.0.1")
     (tmp_path / "cert.pem").write_bytes(certificate)
     (tmp_path / "key.pem").write_bytes(key)
@@ -519,7 +568,7 @@ def pushed_rows(run) -> dict[int, int]:
 def test_a_killed_worker_is_started_again_and_no_push_counts_twice(tmp_path):
     run = fit(Struck("kill", str(tmp_path / "note")), 2, Server(shards=2))
     assert run.status == "finished" and (tmp_path / "note").exists()
-    assert pushed_rows(run) == {0: 1800, 1: 1800}
+    assert pushed_rows(run) == {0: 1800, 1: 1800} and run.timing["samples"] == 3600
     joins = [
         (e["worker"], e["attempt"], e["sequence"]) for e in run.arrivals.to_pylist() if e["kind"] == "join" and not e["shard"]
     ]
@@ -663,6 +712,29 @@ def test_a_worker_whose_last_push_is_lost_as_it_leaves_sends_it_again(tmp_path):
     assert run.history["samples"].to_pylist() == [8]
 
 
+def test_a_server_that_is_lost_while_another_is_started_again_is_not_forgotten(tmp_path, monkeypatch):
+    from firesteel.net.hosting import Hosts
+
+    start, started_again = Hosts._start, []
+
+    def strike(hosts, number):
+        start(hosts, number)
+        if number in hosts._pids:
+            started_again.append(number)
+            if len(started_again) == 1:
+                os.kill(hosts._pids[1 - number], signal.SIGKILL)
+
+    monkeypatch.setattr(Hosts, "_start", strike)
+    run = fit(
+        KillsServer(str(tmp_path / "note")), 2, Server(shards=2), run_dir=tmp_path / "run", checkpoint_steps=20, epochs=30
+    )
+    assert sorted(started_again) == [0, 1]
+    assert run.status == "finished"
+    for shard in (0, 1):
+        events = [e for e in run.arrivals.to_pylist() if (e["shard"], e["kind"]) == (shard, "push")]
+        assert max(e["sequence"] for e in events) == 690
+
+
 def test_collectives_need_a_gang_and_pulls_a_server():
     @dataclass(frozen=True)
     class Confused:
@@ -683,6 +755,77 @@ def test_collectives_need_a_gang_and_pulls_a_server():
 
     with pytest.raises(firesteel.StrategyError, match="give the strategy a method `merge"):
         fit(NoMerge())
+
+
+@dataclass(frozen=True)
+class Wrong:
+    """Downpour(1) that is wrong in some way at push 3."""
+
+    how: str
+    needs_seen: ClassVar[bool] = False
+
+    async def run(self, worker, net):
+        center = worker.params = await net.pull()
+        for step, batch in worker.steps():
+            worker.step(worker.gradient(batch))
+            delta = worker.params - center
+            if step == 3 and net.rank == 0:
+                delta = delta.double() if self.how == "double" else delta
+            center = worker.params = await net.exchange(delta)
+        return center
+
+    def merge(self, center, push):
+        if self.how == "merge" and push.sequence == 3 and push.worker == 0:
+            {}["a key that is not there"]
+        center.add_(push.delta)
+
+
+WORLDS = pytest.mark.parametrize("on", [Local(2, threads=1), Simulated(Cluster(2))], ids=["local", "simulated"])
+
+
+@WORLDS
+def test_an_exception_in_merge_is_the_strategys_and_told_once(on):
+    with pytest.raises(firesteel.StrategyError, match=r"merge raised KeyError.*at push 3 of worker 0") as caught:
+        fit(Wrong("merge"), on=on, epochs=1000)
+    text = str(caught.value)
+    assert text.count("Traceback (most recent call last)") == 1 and """{}["a key that is not there"]""" in text
+    assert caught.value.__cause__ is None
+
+
+@WORLDS
+def test_what_is_no_delta_is_refused_at_the_verb(on):
+    with pytest.raises(
+        firesteel.StrategyError, match=r"net.exchange was given torch.float64 \[163\], but the center is torch.f"
+    ):
+        fit(Wrong("double"), on=on, epochs=1000)
+
+
+def test_only_who_has_the_key_is_believed():
+    store = HashStore()
+    board = StoreBoard(store, "a run", "its key")
+    board.put("stop", b"hurry")
+    assert board.get("stop") == b"hurry" and board.get("started") is None
+    for forged in (b"", b"hurry", b"x" * 40, seal("another key", "a run/board/stop", b"hurry"), store.get("a run/board/stop")):
+        store.set("a run/board/started", forged)
+        assert board.get("started") is None
+    place, finder = "a run/servers/0/1", Finder("a run", 1, TOKEN, None)
+    store.add("a run/servers/0/generation", 1)
+    store.set(place, seal(TOKEN, place, b"127.0.0.1:80"))
+    assert finder.find(store).locations == ("127.0.0.1:80",)
+    store.set(place, b"127.0.0.1:81")
+    with pytest.raises(firesteel.ClusterError, match="server 0 in the run's store was not written by this run"):
+        finder.find(store)
+
+
+def test_a_request_to_stop_without_the_key_stops_nothing(monkeypatch):
+    def serve(host):
+        store = serve_store(host)
+        store.set("of this test/board/stop", b"hurry")
+        return store
+
+    monkeypatch.setattr(sys.modules["firesteel.train"], "new_secret", lambda: "of this test")
+    monkeypatch.setattr("firesteel.local.world.serve_store", serve)
+    assert fit(Downpour(), epochs=2).status == "finished"
 
 
 def test_early_stopping_is_refused():
@@ -711,6 +854,27 @@ def test_a_resumed_run_goes_on_with_its_running_statistics(tmp_path):
     assert run.history["samples"].to_pylist()[-1] > 1200
 
 
+@WORLDS
+def test_a_share_too_small_for_one_row_is_refused_before_the_first_step(on):
+    with pytest.raises(firesteel.UsageError, match="no row was left for it; give a larger share"):
+        fit(Downpour(), on=on, validation=0.001, epochs=10**9)
+
+
+def test_a_share_too_small_for_one_row_throws_no_model_away(monkeypatch):
+    """Where workers take turns, the last one says that there is none when others have been through."""
+
+    def serve(host):
+        store = serve_store(host)
+        store.set("of this test/trained", b"")
+        return store
+
+    monkeypatch.setattr(sys.modules["firesteel.train"], "new_secret", lambda: "of this test")
+    monkeypatch.setattr("firesteel.local.world.serve_store", serve)
+    with pytest.warns(UserWarning, match="no row was left for it: the run has no scores"):
+        run = fit(Downpour(), validation=0.001, epochs=2)
+    assert run.status == "finished" and set(run.metrics) == {"train_loss"}
+
+
 @pytest.mark.parametrize("shards", [1, 2])
 def test_a_run_that_was_stopped_goes_on(tmp_path, shards):
     """Not bit for bit, as the order of arrival is new; but no row is trained on twice and none is left out."""
@@ -724,6 +888,14 @@ def test_a_run_that_was_stopped_goes_on(tmp_path, shards):
     assert second.history["epoch"].to_pylist()[-1] == 40
     assert second.history["samples"].to_pylist()[-1] == 360 * 40
     assert second.metrics["validation_accuracy"] > 0.8
+    done = first.history["samples"].to_pylist()[-1]
+    assert second.timing["samples"] == 360 * 40 - done  # those of this call
+    assert second.timing["samples_per_second"] > second.timing["samples"] / second.timing["total_seconds"]
+    rows = np.diff([done, *second.history["samples"].to_pylist()])
+    losses = [e["loss_sum"] for e in second.arrivals.to_pylist() if e["kind"] == "push" and not e["shard"]]
+    assert np.dot(rows, second.history["train_loss"].to_numpy()) == pytest.approx(sum(losses))
+    with pytest.raises(firesteel.UsageError, match=r"holds a model of 163 parameters .* this call's has 83 .*"):
+        fit(Downpour(2), 2, server, epochs=40, run_dir=tmp_path, resume=True, model=lambda: firesteel.models.MLP(6, 8, 3))
     with pytest.raises(firesteel.UsageError, match="begins where an earlier run had stopped"):
         fit(Downpour(2), on=firesteel.Replay(second), epochs=40, checkpoint_steps=4)
     with pytest.raises(firesteel.UsageError, match="holds no snapshot"):

@@ -163,8 +163,10 @@ def told(token, what, message=b""):
     line = Address((location,), token, None).connect(0, what, 20.0)
     try:
         line.write(message)
+        if "action" not in what:
+            line.read_answer(wire.WELCOME)
         while True:
-            line.read_text(line.read_answer()[0])
+            line.read_text(line.read_answer(wire.DONE)[0])
     finally:
         line.close()
 

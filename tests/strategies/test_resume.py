@@ -43,6 +43,7 @@ def test_stopped_at_some_step_and_resumed(tmp_path, strategy):
     assert torch.equal(flat(second.model), flat(whole.model))
     for name, b in whole.model.named_buffers():
         assert torch.equal(b, dict(second.model.named_buffers())[name]), name
+    assert first.timing["samples"] + second.timing["samples"] == whole.timing["samples"]
     ours, theirs = second.history.to_pylist()[-1], whole.history.to_pylist()[-1]
     for name in ("samples", "bytes_sent", "validation_loss", "validation_accuracy", "step"):
         assert ours[name] == theirs[name], name

@@ -33,7 +33,7 @@ def live(folder: str, rank: int) -> NoReturn:
             job,
             meeting,
             stream(source, rank, meeting.size),
-            StoreBoard(store, meeting.secret),
+            StoreBoard(store, meeting.secret, job.key),
             store,
             f"cuda:{rank}" if rank < gpus else None,
         )

@@ -70,7 +70,7 @@ def run(
         Meeting(rank, on.workers, "127.0.0.1", store.port, job.secret, on.timeout_seconds, on.start_seconds)
         for rank in range(on.workers)
     ]
-    board = StoreBoard(store, job.secret)
+    board = StoreBoard(store, job.secret, job.key)
     hosting = serve("127.0.0.1", store, store.port) if serve else contextlib.nullcontext()
     with hosting as hosts, tempfile.TemporaryDirectory(prefix="firesteel-") as folder:
         if hosts is not None:

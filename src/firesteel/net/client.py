@@ -14,12 +14,14 @@ from typing import Any, TypeVar, final
 import torch
 from torch import Tensor
 
-from firesteel.errors import ClusterError, Fenced, PeerLost
+from firesteel.errors import ClusterError, Fenced, FiresteelError, PeerLost, StrategyError
 from firesteel.net import wire
 from firesteel.net.center import Note
 from firesteel.net.lacking import NoGang
+from firesteel.net.merging import check_delta
 from firesteel.net.pending import Pending
 from firesteel.net.protocol import Vec
+from firesteel.sealing import unseal
 from firesteel.trace import Trace
 
 T = TypeVar("T")
@@ -45,6 +47,33 @@ class Address:
 
 
 @final
+@dataclass(frozen=True)
+class Finder:
+    """Where workers learn the servers' addresses, also after one was started again: the run's store."""
+
+    prefix: str
+    shards: int
+    token: str
+    root: bytes | None
+
+    def find(self, store: Any) -> Address:
+        """
+        Raises:
+            ClusterError: somebody else has left an address there, who would be told the token next.
+        """
+
+        def newest(shard: int) -> str:
+            number = store.add(f"{self.prefix}/servers/{shard}/generation", 0)
+            place = f"{self.prefix}/servers/{shard}/{max(number, 1)}"
+            found = unseal(self.token, place, store.get(place))
+            if found is None:
+                raise ClusterError(f"the address of server {shard} in the run's store was not written by this run.")
+            return found.decode()
+
+        return Address(tuple(newest(shard) for shard in range(self.shards)), self.token, self.root)
+
+
+@final
 class _Link:
     """The stream to one shard."""
 
@@ -53,7 +82,7 @@ class _Link:
         self._line: wire.Line = address.connect(shard, told, _CONNECT_SECONDS)
         self.statistics: Tensor = statistics  # filled with those to go on with, [Q]
         try:
-            self.sequence, self.steps_done = self._line.read_answer()
+            self.sequence, self.steps_done = self._line.read_answer(wire.WELCOME)
             self._line.read(wire.raw(statistics))
         except BaseException:
             self._line.close()
@@ -68,14 +97,14 @@ class _Link:
         self._line.write(wire.ask(kind, sequence, note, len(raw)), raw)
 
     def center(self, into: Tensor) -> int:
-        _, said = self._line.read_answer()
+        _, said = self._line.read_answer(wire.CENTER)
         self._line.read(wire.raw(into))
         return said
 
     def leave(self) -> None:
         """Returns when the server has said that nothing of this worker can be lost any more."""
         self._line.write(wire.ask(wire.LEAVE))
-        _ = self._line.read_answer()
+        _ = self._line.read_answer(wire.DONE)
 
     def part(self) -> None:
         """Leave a server that may be gone, to come again."""
@@ -159,10 +188,12 @@ class CenterNet(NoGang):
         return Pending(self._centers, self.trace, "pull", 0)
 
     def push(self, delta: Vec) -> Awaitable[None]:
+        check_delta("push", delta, self._length, self._dtype)
         self._send(delta, wire.PUSH)
         return Pending(lambda: None, self.trace, "push", delta.numel() * delta.element_size())
 
     def exchange(self, delta: Vec) -> Awaitable[Vec]:
+        check_delta("exchange", delta, self._length, self._dtype)
         self._send(delta, wire.EXCHANGE)
         return Pending(self._centers, self.trace, "exchange", delta.numel() * delta.element_size())
 
@@ -240,11 +271,14 @@ class CenterNet(NoGang):
             link.close()
 
 
-def _told(error: OSError | wire.Refused) -> ClusterError:
-    """A lost server as an error of ours, which is never the root cause: the caller knows more about its servers."""
-    if isinstance(error, wire.Refused):
-        return Fenced(str(error)) if str(error).startswith(Fenced.__name__) else PeerLost(f"the server refused: {error}")
-    return PeerLost(f"the server is gone: {error}")
+def _told(error: OSError | wire.Refused) -> FiresteelError:
+    """A lost server as an error of ours, which is never the root cause: the caller knows more about its servers. What
+    `merge` raised there is one."""
+    if not isinstance(error, wire.Refused):
+        return PeerLost(f"the server is gone: {error}")
+    kind, _, said = str(error).partition(": ")
+    kinds = {known.__name__: known for known in (Fenced, StrategyError)}
+    return kinds[kind](said) if kind in kinds else PeerLost(f"the server refused: {error}")
 
 
 @final
@@ -260,7 +294,7 @@ class Caller:
         for shard in range(len(self._address.locations)):
             line = self._address.connect(shard, {"action": action, **more}, seconds)
             with contextlib.closing(line):
-                found.append(line.read_text(line.read_answer()[0]))
+                found.append(line.read_text(line.read_answer(wire.DONE)[0]))
         return found
 
     def status(self) -> dict[str, Any]:

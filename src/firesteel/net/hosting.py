@@ -9,6 +9,7 @@ import secrets
 import signal
 import tempfile
 import time
+from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from firesteel.errors import ClusterError, RendezvousTimeout
 from firesteel.job import Apart
 from firesteel.net import certificates
 from firesteel.net.center import Rules
-from firesteel.net.client import Address, Caller
+from firesteel.net.client import Address, Caller, Finder
 from firesteel.net.protocol import Vec
 from firesteel.net.serving import Serving, cut
 from firesteel.net.wire import Refused
@@ -54,24 +55,6 @@ class Collected:
 
 
 @final
-@dataclass(frozen=True)
-class Finder:
-    """Where workers learn the servers' addresses, also after one was started again: the run's store."""
-
-    prefix: str
-    shards: int
-    token: str
-    root: bytes | None
-
-    def find(self, store: Any) -> Address:
-        def newest(shard: int) -> str:
-            number = store.add(f"{self.prefix}/servers/{shard}/generation", 0)
-            return store.get(f"{self.prefix}/servers/{shard}/{max(number, 1)}").decode()
-
-        return Address(tuple(newest(shard) for shard in range(self.shards)), self.token, self.root)
-
-
-@final
 class Hosts:
     """A context in which the servers run."""
 
@@ -83,6 +66,7 @@ class Hosts:
         self._nursery: Nursery = Nursery.get()
         self._pids: dict[int, int] = {}
         self._generation: dict[int, int] = {}
+        self._ended: deque[dict[str, int]] = deque()  # servers that have ended and are not yet started again
         self._missed: int = 0
         self._board: Board | None = None
         self._hurried: bool = False
@@ -121,6 +105,8 @@ class Hosts:
                     self._pids[event["rank"]] = event["born"]
                 elif event["exit"] in [self._pids.get(number) for number in generations]:
                     raise RendezvousTimeout("a server of the center ended as it started; what it said is above.")
+                else:
+                    self._ended.append(event)
             if time.monotonic() > until:
                 raise RendezvousTimeout(f"the servers of the center did not start within {_START_SECONDS:g} s.")
 
@@ -145,7 +131,10 @@ class Hosts:
         for event in self._nursery.news(self._folder.name, 0.0):
             if "born" in event:
                 self._pids[event["rank"]] = event["born"]
-                continue
+            else:
+                self._ended.append(event)
+        while self._ended:
+            event = self._ended.popleft()
             number = next(n for n, pid in self._pids.items() if pid == event["exit"])
             why = signal.Signals(-event["status"]).name if event["status"] < 0 else f"status {event['status']}"
             if self._serving.run_dir is None or not self._server.restart_seconds or self.restarts >= 3 * self._serving.shards:

@@ -31,9 +31,12 @@ from firesteel.errors import UsageError
 from firesteel.net import snapshots, wire
 from firesteel.net.center import Center, Rules
 from firesteel.net.meeting import open_store
+from firesteel.net.merging import Merging
 from firesteel.net.protocol import Vec
+from firesteel.sealing import seal
 
 _HELLO_SECONDS = 10.0  # for TLS and the token
+_AT_THE_DOOR = 256  # connections that have not yet shown the token
 
 
 @final
@@ -71,6 +74,37 @@ def cut(size: int, shards: int) -> list[slice]:
 
 
 @final
+class _Door:
+    """Connections that have not yet shown the token, oldest first. So many of them that they would take all files or threads
+    are not kept: the oldest has had the most time."""
+
+    def __init__(self) -> None:
+        self._lock: threading.Lock = threading.Lock()
+        self._waiting: dict[socket.socket, None] = {}
+
+    def enter(self, connection: socket.socket) -> None:
+        with self._lock:
+            self._waiting[connection] = None
+            too_many = len(self._waiting) > _AT_THE_DOOR
+        if too_many:
+            self.send_away_the_oldest()
+
+    def leave(self, connection: socket.socket) -> None:
+        """It has shown the token, or is about to be closed."""
+        with self._lock:
+            self._waiting.pop(connection, None)
+
+    def send_away_the_oldest(self) -> None:
+        """Its own thread wakes by that, and closes it."""
+        with self._lock, contextlib.suppress(OSError, StopIteration):
+            oldest = next(iter(self._waiting))
+            del self._waiting[oldest]
+            socket.socket.shutdown(
+                oldest, socket.SHUT_RDWR
+            )  # not TLS's own, which would pull the stream from under that thread
+
+
+@final
 class Server:
     """One shard. `number` 0 also holds the running statistics."""
 
@@ -80,6 +114,7 @@ class Server:
         self.port: int = self._listener.getsockname()[1]
         self._tls: ssl.SSLContext | None = _tls(folder, *serving.certificate) if serving.certificate else None
         self._token: bytes = serving.token.encode()
+        self._door: _Door = _Door()
         self._serving: Serving = serving
         self._number: int = number
         self._folder: str = folder
@@ -91,7 +126,7 @@ class Server:
         self._changed: threading.Condition = threading.Condition(self._lock)
         self._numbers: int = own.numel() + (0 if statistics is None else statistics.numel())
         self._kept, self._marks = _files(folder, number, self._numbers * own.element_size())
-        self.center: Center = Center(own, serving.strategy, serving.workers, statistics, serving.rules, self._keep)
+        self.center: Center = Center(own, Merging(serving.strategy), serving.workers, statistics, serving.rules, self._keep)
         self._bounded: bool = serving.rules.max_ahead is not None
         self._zero: float | None = None
         self._stop: bool = False
@@ -121,13 +156,21 @@ class Server:
     def serve(self) -> None:
         """Take connections until `shutdown`."""
         while True:
+            connection = None
             try:
                 connection, _ = self._listener.accept()
+                if self._tls:
+                    connection = self._tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+                self._door.enter(connection)
                 threading.Thread(target=self._meet, args=(connection,), daemon=True).start()
             except (OSError, RuntimeError):
                 if self._listener.fileno() < 0:
                     return
-                time.sleep(0.05)  # too many files or threads at once; connections without the token go soon
+                if connection is not None:
+                    self._door.leave(connection)
+                    connection.close()
+                self._door.send_away_the_oldest()
+                time.sleep(0.05)  # the system is out of files or threads, and gives them back in its own time
 
     def shutdown(self) -> None:
         with contextlib.suppress(OSError):
@@ -139,11 +182,14 @@ class Server:
         line = None
         try:
             connection.settimeout(_HELLO_SECONDS)
-            line = wire.Line(self._tls.wrap_socket(connection, server_side=True) if self._tls else connection)
+            if isinstance(connection, ssl.SSLSocket):
+                connection.do_handshake()
+            line = wire.Line(connection)
             line.be_done_within(_HELLO_SECONDS)
             told = line.read_hello()
             if not hmac.compare_digest(str(told.get("token")).encode(errors="replace"), self._token):
                 raise UsageError("this server serves one run, and the call does not carry its token.")
+            self._door.leave(connection)
             if "action" in told:
                 self._answer(line, told)
             else:
@@ -152,9 +198,8 @@ class Server:
             if line is not None:  # if it has gone, the words are lost
                 line.refuse(f"{type(error).__name__}: {error}")
         finally:
+            self._door.leave(connection)
             connection.close()
-            if line is not None:
-                line.close()
 
     # ---- a worker's stream -------------------------------------------------------------------------------------------
 
@@ -343,7 +388,8 @@ def live(folder: str, number: int) -> NoReturn:
             snapshot = Folder(serving.run_dir).get(snapshots.name(number))
             if snapshot is not None:
                 server.restore(snapshot)
-        store.set(f"{prefix}/servers/{number}/{generation}", f"{serving.host}:{server.port}")
+        place = f"{prefix}/servers/{number}/{generation}"
+        store.set(place, seal(serving.token, place, f"{serving.host}:{server.port}".encode()))
         threading.Thread(target=server.serve, daemon=True).start()
         server.wait_until_finished()
         code = 0

@@ -6,6 +6,7 @@ from typing import Any
 
 from firesteel.checkpoint import Folder, unpack
 from firesteel.errors import UsageError
+from firesteel.net.protocol import Vec
 
 
 def name(shard: int) -> str:
@@ -33,6 +34,24 @@ def check(folder: str, shards: int, settings: dict[str, Any]) -> dict[str, str]:
                 raise UsageError(f"{folder} was trained with {setting}={then}, this call has {setting}={value}.")
         rows |= plain["rows"]
     return rows
+
+
+def mark(folder: str, shards: int, params: Vec, statistics: Vec) -> dict[str, float]:
+    """Where the run stood that goes on from the snapshots in a folder.
+
+    Raises:
+        UsageError: they are of another model.
+    """
+    found = [unpack(Folder(folder).get(name(number)) or b"") for number in range(shards)]
+    first, plain = found[0]
+    then = sum(tensors["params"].numel() for tensors, _ in found), first["params"].dtype, first["statistics"].numel()
+    now = params.numel(), params.dtype, statistics.numel()
+    if then != now:
+        said, here = (f"{count} parameters ({dtype}) and {more} running statistics" for count, dtype, more in (then, now))
+        raise UsageError(
+            f"{folder} holds a model of {said}, this call's has {here}. Resume with the model that was trained, or start anew."
+        )
+    return {"seconds": plain["seconds"], **plain["totals"]}
 
 
 def lay_out(folder: str, shards: int, source: str | None) -> None:

@@ -43,6 +43,7 @@ _ASK = struct.Struct("<Bqqqqqddddd")  # kind, bytes of numbers that follow, sequ
 _ANSWER = struct.Struct("<Bqq")
 _HELLO = struct.Struct("<I")
 _LONGEST = 2**16  # bytes of a hello
+_LONGEST_TEXT = 2**20  # bytes behind a REFUSED or a DONE
 _SMALL = 2**16  # bytes of numbers that are copied behind their head, to go out in one call
 _NAMES = {torch.float32: "float32", torch.float64: "float64"}
 
@@ -159,19 +160,28 @@ class Line:
             raise UsageError(f"a message with an impossible note: {note}.")
         return kind, follow, sequence, note
 
-    def read_answer(self) -> tuple[int, int]:
-        """The two numbers of an answer's head.
+    def read_answer(self, expected: int) -> tuple[int, int]:
+        """The two numbers of the head of an answer of the `expected` kind.
 
         Raises:
             Refused: the server has refused what was asked.
+            ConnectionError: no server of ours would say this.
         """
         self.read(self._answer)
         kind, first, second = _ANSWER.unpack(self._answer)
         if kind == REFUSED:
             raise Refused(self.read_text(first))
+        if kind != expected:
+            raise ConnectionAbortedError(f"it answered with kind {kind} where {expected} was due")
         return first, second
 
     def read_text(self, size: int) -> str:
+        """
+        Raises:
+            ConnectionError: it is too long.
+        """
+        if not 0 <= size <= _LONGEST_TEXT:
+            raise ConnectionAbortedError(f"it announced a text of {size} bytes")
         text = bytearray(size)
         self.read(text)
         return text.decode(errors="replace")
@@ -179,7 +189,7 @@ class Line:
     def refuse(self, why: str) -> None:
         """Say why, and hang up once the other side has, or has had time to."""
         with contextlib.suppress(OSError):
-            text = why.encode()
+            text = why.encode()[:_LONGEST_TEXT]
             self.wait_at_most(1.0)
             self.write(answer(REFUSED, len(text), 0), text)
             self._socket.shutdown(socket.SHUT_WR)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from firesteel.net.center import Center, Note
 from firesteel.net.lacking import NoGang
+from firesteel.net.merging import check_delta
 from firesteel.net.protocol import Vec
 from firesteel.net.wire import DIVERGED, STOPPED
 from firesteel.sim.simulation import Member, Posted, Simulation
@@ -29,6 +30,7 @@ class Transport(Protocol):
     """What a worker's net needs of its servers: imagined ones, or the log of real ones."""
 
     parts: Sequence[slice]
+    centers: Sequence[Center]
 
     def join(self, member: Member) -> tuple[int, int, Vec]: ...
     def post(
@@ -204,15 +206,20 @@ class SimulatedWorker(NoGang):
         return posted
 
     def push(self, delta: Vec) -> Awaitable[None]:
+        self._check("push", delta)
         posted = Posted[None](self._member, "push", self._nbytes(delta), lambda: f", its push {self.sequence}")
         self._post(delta, None)
         posted.complete(self._member.now)
         return posted
 
     def exchange(self, delta: Vec) -> Awaitable[Vec]:
+        self._check("exchange", delta)
         posted = Posted[Vec](self._member, "exchange", self._nbytes(delta), lambda: f", its push {self.sequence}")
         self._post(delta, self._collecting(posted))
         return posted
+
+    def _check(self, verb: str, delta: Vec) -> None:
+        check_delta(verb, delta, self._servers.parts[-1].stop, self._servers.centers[0].params.dtype)
 
     def _post(self, delta: Vec | None, asked: Asked | None) -> None:
         if delta is None:

@@ -19,7 +19,7 @@ from firesteel.checkpoint import pack
 from firesteel.data.batches import Plan, total_steps
 from firesteel.data.shard import Shard
 from firesteel.data.source import stream
-from firesteel.errors import Diverged, UsageError, WorkerLost
+from firesteel.errors import Diverged, WorkerLost
 from firesteel.evaluate import named, probe, published_sums
 from firesteel.job import Job
 from firesteel.losses import resolve_loss, resolve_metrics
@@ -87,11 +87,8 @@ class GangRun:
     def _prepare(self, source: Any) -> list[_Seat]:
         job, size = self.job, self.size
         cut = [split_shard(job, rank, stream(source, rank, size), "") for rank in range(size)]
-        if not any(shard.rows for _, shard, _ in cut):
-            raise UsageError("there are no rows to train on: the data is empty, or validation took them all.")
+        job.check_rows(sum(shard.rows for _, shard, _ in cut), sum(held.rows for _, _, held in cut))
         self.validated: bool = any(held.rows for _, _, held in cut)
-        if (job.validation or job.columns.validation) and not self.validated:
-            raise UsageError("validation was asked for, but no row was left for it; give a larger share or more rows.")
         most = max(shard.rows for _, shard, _ in cut)
         batch_size = most if full_batch(job.strategy) else job.batch_size
         steps = total_steps(most, batch_size, job.epochs, 2**40 if self._unbounded else job.max_steps)
@@ -263,6 +260,7 @@ class GangRun:
         chosen: tuple[Vec, Vec] | None = None
         for number, params, _ in self.kept.read(first.worker.params.dtype, 0):
             statistics = self._statistics(number)
+            hurried = hurried or self.ticker.board.get("stop") == HURRY
             scores = {} if hurried or not self.validated else self._evaluate(params, statistics)
             steps = first.worker.plan.epoch_steps
             history.append(history_row(first.marks[number], marks[number], before, steps, self.size, scores))
@@ -281,7 +279,7 @@ class GangRun:
                 "converged": worker.converged,
                 "early": False,
                 "train_rows": sum(s.train_rows for s in seats),
-                "samples": member.trace.samples,
+                "samples_before": 0,
                 "first_step_at": member.trace.first_step_at,
                 "timing": self.timing,
                 "best": len(history) - 1,

@@ -19,6 +19,7 @@ from firesteel.errors import Diverged
 from firesteel.job import Job
 from firesteel.net.center import Center, Rules
 from firesteel.net.hosting import Collected, Serve
+from firesteel.net.merging import Merging
 from firesteel.net.protocol import Vec
 from firesteel.net.serving import cut
 from firesteel.results import ipc
@@ -69,6 +70,7 @@ class ServerRun:
         for rank in range(cluster.workers):
             whole, shard, held = split_shard(job, rank, rows(rank), "")
             self.seats.append(_Seat(whole, shard, held.rows))
+        job.check_rows(sum(seat.shard.rows for seat in self.seats), sum(seat.held_rows for seat in self.seats))
         self.data_seconds: float = time.perf_counter() - began
         self._paces: list[Any] = paces(cluster, job.seed)
         self._hurried: bool = False
@@ -78,7 +80,7 @@ class ServerRun:
         centers = [
             Center(
                 serve.params[part].clone(),
-                job.strategy,
+                Merging(job.strategy),
                 cluster.workers,
                 None if shard else serve.statistics,
                 rules,
@@ -199,7 +201,6 @@ class ServerRun:
             if member is None:  # it never joined, in the run that is replayed
                 member = Member(self.simulation, rank, self._paces[rank])
             report = {
-                "samples": member.trace.samples,
                 "first_step_at": member.trace.first_step_at,
                 "train_rows": seat.shard.rows,
                 "held_rows": seat.held_rows,

@@ -78,8 +78,8 @@ def _run(gang: Gang, context: Any, rank: int, batches: Iterator[pa.RecordBatch])
     meeting = Meeting(rank, gang.workers, host, port, gang.secret, gang.timeout_seconds, gang.start_seconds, own_host=own)
     resources = context.resources()
     gpu = f"cuda:{resources['gpu'].addresses[0]}" if "gpu" in resources else None
-    board: Board | None = StoreBoard(store, gang.secret) if gang.host is not None else _notes(gang)
     job = _unpacked(gang.job)
+    board: Board | None = StoreBoard(store, gang.secret, job.key) if gang.host is not None else _notes(gang)
     if gang.serve is None:
         yield from run_worker(job, meeting, batches, board, store, gpu)
     else:
@@ -101,7 +101,7 @@ def _run_served(
     with contextlib.ExitStack() as stack:
         hosts = stack.enter_context(serve(meeting.host, store, meeting.port)) if meeting.rank == 0 else None
         if hosts is not None:
-            watched = board or StoreBoard(store, secret)
+            watched = board or StoreBoard(store, secret, job.key)
             threading.Thread(target=_tick, args=(hosts, watched, job.epochs, over), daemon=True).start()
         # The run's token goes the way that Spark's own messages go.
         work = heard(next(t for t in context.allGather(told(hosts.work) if hosts is not None else "") if t))

@@ -83,7 +83,7 @@ def run(
             host = conf.get("spark.driver.host")
             bind = conf.get("spark.driver.bindAddress", host)
             store = serve_store(bind)
-            port, board = store.port, StoreBoard(store, job.secret)
+            port, board = store.port, StoreBoard(store, job.secret, job.key)
         elif job.settings.get("notes"):
             board = Folder(job.settings["notes"])
         hosts = stack.enter_context(serve(host, store, port, bind)) if serve and host is not None else None
