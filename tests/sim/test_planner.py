@@ -19,14 +19,17 @@ from firesteel import (
     EASGD,
     SGD,
     Adam,
+    AdamW,
     Cluster,
     Compute,
     DiLoCo,
     Downpour,
     DynSGD,
+    Ensemble,
     Merging,
     ModelAveraging,
     Network,
+    PostLocalSGD,
     Simulated,
     Single,
     SlowMo,
@@ -34,6 +37,7 @@ from firesteel import (
     UsageError,
 )
 from firesteel.sim.dry import ModelSize, rehearse
+from firesteel.strategies import CATALOGUE
 
 SLOW = Cluster(4, Compute(1e-4, 1e-3), Network(1e-3, 1e6), merging=Merging(1e8, 1e-3, 1e9))
 
@@ -66,6 +70,47 @@ def test_a_dry_run_takes_as_long_as_the_run_itself(strategy):
     if run.arrivals is None:
         assert said.sent_bytes == pytest.approx((sent[-2] - sent[0]) / 7 / 4, rel=0.03)
     assert said.computing + said.wire + said.slowest + said.server == pytest.approx(1.0, abs=0.05)
+
+
+ODD = {"period": 70, "window": 70}  # no divisor of the steps that a dry run begins with
+
+
+def odd(strategy):
+    named = {f.name: ODD[f.name] for f in dataclasses.fields(strategy) if f.name in ODD}
+    return dataclasses.replace(strategy, **named) if named else None
+
+
+@pytest.mark.parametrize(
+    ("strategy", "round_"),
+    [(each, 70) for each in map(odd, (cls() for cls in CATALOGUE.values())) if each is not None]
+    + [(DiLoCo(500), 500), (AGN(), 2), (PostLocalSGD(switch=500, period=33), 33), (Ensemble(), 25)],
+    ids=str,
+)
+def test_a_plan_counts_the_meetings_of_any_period(strategy, round_):
+    """Bytes of whole rounds of a simulated training, of which none is the last."""
+    first = getattr(strategy, "switch", 0) + round_
+    chosen = {"optimizer": SGD(lr=0.001), "validation": None, "progress": "none", "strategy": strategy, "batch_size": 4}
+    run = firesteel.train(network, rows(200), on=Simulated(Cluster(2)), max_steps=first + 2 * round_ + 1, **chosen)
+    trace = run.trace.to_pylist()
+    sent = sum(e["bytes"] for e in trace if first < e["step"] <= first + 2 * round_) / 2
+    said = rehearse(strategy, Cluster(2), size(SGD()), 200, 4)
+    assert sent > 0 and said.sent_bytes == pytest.approx(sent * 25 / (2 * round_), rel=1e-6)
+
+
+def test_a_plan_finds_a_period_by_any_name():
+    @dataclasses.dataclass(frozen=True)
+    class Seldom:
+        every: int
+
+        async def run(self, worker, net):
+            for step, batch in worker.steps():
+                worker.step(worker.gradient(batch))
+                if step % self.every == 0 or worker.last(step):
+                    worker.params = await net.all_reduce(worker.params)
+            return worker.params
+
+    said, known = (rehearse(s, SLOW, size(), 10_000, 16) for s in (Seldom(333), ModelAveraging(333)))
+    assert (said.sent_bytes, said.epoch_seconds) == pytest.approx((known.sent_bytes, known.epoch_seconds))
 
 
 def test_memory_counts_what_a_strategy_holds():
@@ -139,6 +184,22 @@ def test_a_frozen_layer_is_not_sent():
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
     model[0].weight.requires_grad_(False)
     assert ModelSize.of(model, Adam()).parameters == 8 + 16 + 2
+
+
+def test_what_is_kept_and_not_sent_is_memory_too():
+    model = nn.Sequential(nn.Linear(400, 800), nn.BatchNorm1d(800), nn.Linear(800, 2))
+    for p in model[0].parameters():
+        p.requires_grad_(False)
+    model_size = ModelSize.of(model, SGD())
+    assert model_size.fixed_bytes == 4 * (401 * 800) + 4 * 2 * 800 + 8  # frozen; running mean and variance; how many batches
+    assert rehearse(SyncSGD(), SLOW, model_size, 1000, 16).memory_bytes == 2 * model_size.nbytes + model_size.fixed_bytes
+
+
+def test_a_plan_leaves_the_model_as_it_was():
+    model = network()
+    before = [p.detach().clone() for p in model.parameters()]
+    _ = firesteel.plan(model, SLOW, 1000, [SyncSGD()], [2], optimizer=AdamW(lr=0.1))
+    assert all(torch.equal(p, was) and p.grad is None for p, was in zip(model.parameters(), before, strict=True))
 
 
 # ---- calibration -----------------------------------------------------------------------------------------------------
