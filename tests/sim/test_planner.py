@@ -26,12 +26,14 @@ from firesteel import (
     Downpour,
     DynSGD,
     Ensemble,
+    Failure,
     Merging,
     ModelAveraging,
     Network,
     PostLocalSGD,
     Simulated,
     Single,
+    Slow,
     SlowMo,
     SyncSGD,
     UsageError,
@@ -135,7 +137,9 @@ def test_what_dominates_is_what_was_made_slow():
 def planned(**more):
     settings = {"workers": [1, 2, 4, 8, 16], "optimizer": Adam(), "batch_size": 16} | more
     chosen = settings.pop("strategies", [SyncSGD(), ModelAveraging(16), DynSGD()])
-    return firesteel.plan(network(), settings.pop("cluster", SLOW), settings.pop("rows", 20_000), chosen, **settings)
+    return firesteel.plan(
+        settings.pop("model", network), settings.pop("cluster", SLOW), settings.pop("rows", 20_000), chosen, **settings
+    )
 
 
 def test_a_plan_recommends_with_a_reason():
@@ -154,6 +158,17 @@ def test_a_plan_recommends_with_a_reason():
     assert "nothing computes for even half of the time" in hopeless[1]
 
 
+def test_a_plan_leaves_failures_out_and_slows_down_from_the_beginning():
+    events = {
+        "compute": Compute(1e-4, 1e-3, slow=(Slow(1, 1e6, 4.0),)),
+        "failures": (Failure(0, 0.001), Failure(1, 0.001, 0.1)),
+    }
+    late = planned(cluster=dataclasses.replace(SLOW, **events), workers=[1, 2]).predictions
+    early = planned(cluster=dataclasses.replace(SLOW, compute=Compute((1e-4, 4e-4), 1e-3), workers=2), workers=[1]).predictions
+    assert late[:3] == early  # the first worker is as it was
+    assert all(p.epoch_seconds > 1.5 * q.epoch_seconds for p, q in zip(late[3:], planned(workers=[2]).predictions, strict=True))
+
+
 def test_single_is_planned_for_one_worker_only():
     assert [p.workers for p in planned(strategies=[Single(), SyncSGD()], workers=[1, 2]).predictions] == [1, 1, 2]
 
@@ -161,8 +176,23 @@ def test_single_is_planned_for_one_worker_only():
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"rows": 0}, "rows, batch_size and workers of 1 and more"),
-        ({"workers": []}, "rows, batch_size and workers of 1 and more"),
+        ({"rows": 0}, "rows=0: a plan needs a whole number, 1 or more"),
+        ({"batch_size": 2.5}, "batch_size=2.5: a plan needs a whole number"),
+        ({"shards": 0}, "shards=0: a plan needs a whole number"),
+        ({"workers": []}, "needs a number of workers"),
+        ({"workers": [2, True]}, "workers=True: a plan needs a whole number"),
+        ({"target_seconds": -1.0}, "target_seconds=-1.0: it must be greater than 0"),
+        ({"strategies": []}, "nothing to recommend"),
+        ({"strategies": [Single()], "workers": [4]}, "nothing to recommend. Single is planned for 1 worker"),
+        ({"strategies": [Ensemble()]}, "nothing to recommend"),
+        ({"strategies": [SyncSGD]}, "give an instance: SyncSGD"),
+        ({"strategies": ["SyncSGD"]}, "'SyncSGD' has no `async def run"),
+        ({"optimizer": "adam"}, "optimizer='adam': give firesteel.Adam"),
+        ({"cluster": "cluster.json"}, "Cluster.load"),
+        ({"cluster": Cluster(2, Compute(0.0))}, "computes in no time"),
+        ({"cluster": Cluster(2, Compute((0.0, 1e-5)))}, "computes in no time"),
+        ({"model": "mlp:4,2"}, "model='mlp:4,2': give an nn.Module"),
+        ({"model": lambda: "mlp"}, "or a call that makes one"),
         ({"workers": [64], "rows": 10}, "64 workers for 10 rows"),
     ],
 )

@@ -73,7 +73,7 @@ class PlanCommand:
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
             task = bar.add_task("rehearsing", total=len(numbers) * len(chosen))
             found = plan(
-                model_of(self.model)(),
+                model_of(self.model),
                 imagined,
                 self.rows,
                 chosen,

@@ -209,7 +209,7 @@ def rehearse(strategy: Any, cluster: Cluster, size: ModelSize, rows: int, batch_
     left out, and what slows down is slow from the beginning.
     """
     slow = tuple(dataclasses.replace(each, at_seconds=0.0) for each in cluster.compute.slow)
-    cluster = dataclasses.replace(cluster, compute=dataclasses.replace(cluster.compute, slow=slow), failures=())
+    cluster = dataclasses.replace(cluster, compute=dataclasses.replace(cluster.compute, slow=slow))
     serving, steps = has_server(strategy), _STEPS if cluster.workers <= 80 else _STEPS // 2
     settings = {name: getattr(strategy, name, None) or 0 for name in ("switch", "period", "window")}
     begin = max(steps, settings["switch"] + 2 * max(settings["period"], settings["window"]) + 1)
