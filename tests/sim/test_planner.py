@@ -24,6 +24,7 @@ from firesteel import (
     Compute,
     DiLoCo,
     Downpour,
+    Draw,
     DynSGD,
     Ensemble,
     Failure,
@@ -38,6 +39,7 @@ from firesteel import (
     SyncSGD,
     UsageError,
 )
+from firesteel.cli.plan import PlanCommand
 from firesteel.sim.dry import ModelSize, rehearse
 from firesteel.strategies import CATALOGUE
 
@@ -167,6 +169,13 @@ def test_a_plan_leaves_failures_out_and_slows_down_from_the_beginning():
     early = planned(cluster=dataclasses.replace(SLOW, compute=Compute((1e-4, 4e-4), 1e-3), workers=2), workers=[1]).predictions
     assert late[:3] == early  # the first worker is as it was
     assert all(p.epoch_seconds > 1.5 * q.epoch_seconds for p, q in zip(late[3:], planned(workers=[2]).predictions, strict=True))
+
+
+def test_jitter_favours_no_strategy():
+    jittered = dataclasses.replace(SLOW, compute=Compute(1e-4, 1e-3, jitter=Draw("pareto", 1.5, 1.3)))
+    found = planned(cluster=jittered, strategies=[SyncSGD(), DiLoCo(), ModelAveraging(7)], workers=[1])
+    assert found.alone_seconds == pytest.approx(1.5 * (20_000 * 1e-4 + 1250 * 1e-3))
+    assert [found.efficiency(p) for p in found.predictions] == pytest.approx([1.0, 1.0, 1.0])
 
 
 def test_single_is_planned_for_one_worker_only():
@@ -303,6 +312,18 @@ def test_calibrate_plan_and_train_from_the_command_line(tmp_path):
 )
 def test_commands_that_cannot_work(args, said, tmp_path):
     assert said in command(*args, cwd=tmp_path, code=2).stderr
+
+
+def test_a_plan_says_what_it_leaves_out_and_fits_a_screen(tmp_path, capsys):
+    path = str(tmp_path / "cluster.json")
+    compute = Compute((1e-3, 1e-6, 1e-6, 1e-6), slow=(Slow(1, 1.0, 2.0),))
+    Cluster(4, compute, Network(1e-6, 1e10), failures=(Failure(2, 1.0, 2.0),)).save(path)
+    assert PlanCommand("mlp:4,2", rows=100, cluster=path, workers="1,4", strategies=["all"], batch_size=4).run() == 0
+    said = capsys.readouterr()
+    assert "leaves the failures" in said.err and "slow from the beginning" in said.err
+    table, _, rest = said.out.partition("\n\n")
+    assert max(map(len, table.splitlines())) <= 100 and "slowest worker (" in table and "…" not in table
+    assert "virtual seconds" in rest and "1 workers" not in rest
 
 
 def test_the_pictures(tmp_path):

@@ -225,7 +225,8 @@ def rehearse(strategy: Any, cluster: Cluster, size: ModelSize, rows: int, batch_
     more = max(2, -(-steps // whole)) * whole
     pace = run(begin + more).minus(once)
     most = -(-rows // cluster.workers)
-    scale = -(-most // batch_size) / more
+    epoch_steps = -(-most // batch_size)
+    scale = epoch_steps / more
     # A gang shows its model to the caller once an epoch.
     published = 0.0 if serving else Fabric(cluster, 0).to_caller(size.nbytes)
     waited = max(0.0, pace.seconds - pace.computing)
@@ -238,7 +239,8 @@ def rehearse(strategy: Any, cluster: Cluster, size: ModelSize, rows: int, batch_
     return Prediction(
         strategy,
         cluster.workers,
-        pace.seconds * scale + published,
+        # What computing takes is known, the rest was rehearsed: jitter's draws for other steps favour no strategy.
+        _computing(cluster, rows, epoch_steps) + (pace.seconds - pace.computing) * scale + published,
         pace.sent * scale,
         (2 + size.moments + pace.held) * size.nbytes + size.fixed_bytes,
         pace.computing / pace.seconds,
@@ -246,6 +248,17 @@ def rehearse(strategy: Any, cluster: Cluster, size: ModelSize, rows: int, batch_
         slowest / pace.seconds,
         server / pace.seconds,
     )
+
+
+def _computing(cluster: Cluster, rows: int, epoch_steps: int) -> float:
+    """Seconds of an epoch in which a worker computes, on average over the workers and over jitter."""
+    jitter = cluster.compute.jitter
+    calm = dataclasses.replace(cluster, compute=dataclasses.replace(cluster.compute, jitter=None))
+    each = (
+        pace.step(len(range(rank, rows, cluster.workers)), 0.0) + (epoch_steps - 1) * pace.step(0, 0.0)
+        for rank, pace in enumerate(paces(calm, 0))
+    )
+    return sum(each) / cluster.workers * (1.0 if jitter is None else jitter.mean)
 
 
 @final

@@ -54,7 +54,7 @@ class Plan:
                 return best, f"no strategy reaches {self.target_seconds:g} s an epoch here; this is the fastest"
             workers = min(p.workers for p in meeting)
             chosen = _trusted([p for p in meeting if p.workers == workers])
-            reached = f"{workers} workers are the fewest that reach {self.target_seconds:g} s an epoch"
+            reached = f"{_workers(workers)} the fewest that reach {self.target_seconds:g} s an epoch"
             return chosen, f"{reached}{_eased(chosen, meeting)}"
         worth = [p for p in candidates if self.efficiency(p) >= _WORTH]
         if not worth:
@@ -71,7 +71,9 @@ class Plan:
         reason = f"it has {self.efficiency(chosen):.0%} of the ideal speed-up{_eased(chosen, there)}"
         if beyond:
             held = min(beyond, key=lambda p: p.epoch_seconds)
-            reason += f"; more workers mostly wait ({held.workers}: {self.efficiency(held):.0%}, for {held.dominated_by})"
+            reason += (
+                f"; {held.workers} workers have at most {self.efficiency(held):.0%}, mostly held up by {held.dominated_by}"
+            )
         return chosen, reason
 
 
@@ -84,12 +86,16 @@ def _trusted(found: list[Prediction]) -> Prediction:
     return ranked[0][0]
 
 
+def _workers(number: int) -> str:
+    return "1 worker is" if number == 1 else f"{number} workers are"
+
+
 def _eased(chosen: Prediction, among: list[Prediction]) -> str:
     same = [p for p in among if p.workers == chosen.workers]
     fastest = min(same, key=lambda p: p.epoch_seconds)
-    if fastest is chosen:
-        return ", as fast as any"
     share = fastest.epoch_seconds / chosen.epoch_seconds
+    if share > 0.995:
+        return ", as fast as any"
     return f", at {share:.0%} of {type(fastest.strategy).__name__}'s speed and nearer to one process with one big batch"
 
 
