@@ -29,7 +29,7 @@ def spark() -> Iterator[Any]:
         .appName("firesteel tests")
         .config("spark.ui.enabled", "false")
         .config("spark.sql.shuffle.partitions", "2")
-        .config("spark.executorEnv.PYTHONPATH", os.pathsep.join([ROOT, *(p for p in sys.path if "tests" in p)]))
+        .config("spark.executorEnv.PYTHONPATH", os.pathsep.join([f"{ROOT}/src", ROOT, *(p for p in sys.path if "tests" in p)]))
         .getOrCreate()
     )
     session.sparkContext.setLogLevel("OFF")

@@ -5,9 +5,13 @@ from __future__ import annotations
 import base64
 import html as markup
 import io
+import textwrap
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from firesteel.errors import UsageError
+from firesteel.outcome import brief
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,8 +20,9 @@ if TYPE_CHECKING:
     from firesteel.run import Run
     from firesteel.sim.planner import Plan
 
-_BLUE, _ORANGE, _GREY = "#2a6fbb", "#d9601a", "#8a8f98"
+_BLUE, _ORANGE, _GREY, _SAND = "#2a6fbb", "#d9601a", "#8a8f98", "#e9dcc9"
 _COLOURS = [_BLUE, _ORANGE, "#3c8d40", _GREY, "#7a4fb5", "#b8860b", "#2aa6a6", "#b5446e"]
+_STYLES = ("-", "-.", ":")  # where there are more lines than colours; the ideal is dashed
 
 
 def learning_curves(run: Run) -> Figure:
@@ -30,13 +35,13 @@ def learning_curves(run: Run) -> Figure:
     _line(axes[0], epochs, table["train_loss"], "training", _BLUE)
     if "validation_loss" in table:
         _line(axes[0], epochs, table["validation_loss"], "validation", _ORANGE)
-    unit = "virtual seconds" if run.settings.get("on", "").startswith("Simulated") else "wall seconds"
+    unit = _unit(run)
     _dress(axes[0], "loss", epochs, seconds, unit)
     if metrics:
         for name, colour in zip(metrics, (_ORANGE, _BLUE, _GREY, "#3c8d40"), strict=False):
             _line(axes[1], epochs, table[name], name.removeprefix("validation_"), colour)
         _dress(axes[1], "validation", epochs, seconds, unit)
-    figure.suptitle(run.settings.get("title", ""), fontsize=10, color="#333")
+    _title(figure, run)
     return figure
 
 
@@ -53,12 +58,19 @@ def _dress(axes: Axes, ylabel: str, epochs: list[float], seconds: list[float], u
     _ = axes.set_ylabel(ylabel)
     axes.grid(alpha=0.25)
     _ = axes.legend(frameon=False, fontsize=9)
-    if len(epochs) > 1 and epochs[-1] > 0:
-        scale = seconds[-1] / epochs[-1]
-        forth, back = (lambda e: e * scale), (lambda s: s / scale if scale else s)  # epochs to seconds, and back
-        above = axes.secondary_xaxis("top", functions=(forth, back))  # pyright: ignore[reportArgumentType]
+    if len(epochs) > 1:
+        # Seconds are no multiple of epochs: a worker was away, or the last ones go on alone.
+        def seconds_at(epoch: float, _: float) -> str:
+            return f"{np.interp(epoch, [0.0, *epochs], [0.0, *seconds]):.3g}" if 0 <= epoch <= epochs[-1] else ""
+
+        above = axes.secondary_xaxis("top")
+        above.xaxis.set_major_formatter(seconds_at)
         _ = above.set_xlabel(unit, fontsize=8)
         above.tick_params(labelsize=8)
+
+
+def _unit(run: Run) -> str:
+    return "virtual seconds" if run.settings.get("on", "").startswith("Simulated") else "wall seconds"
 
 
 def staleness_histogram(run: Run) -> Figure:
@@ -81,23 +93,25 @@ def staleness_histogram(run: Run) -> Figure:
     _ = axes.set_xlabel("staleness: pushes merged since the sender pulled")
     _ = axes.set_ylabel("pushes")
     _ = axes.legend(frameon=False, fontsize=9)
-    figure.suptitle(run.settings.get("title", ""), fontsize=10, color="#333")
+    _title(figure, run)
     return figure
 
 
 def speed_up(plan: Plan) -> Figure:
-    """Predicted speed-up over workers, a line for each strategy; the dashed line is the ideal."""
-    figure, axes = _empty((7, 4.6))
+    """Predicted speed-up over workers, a line for each strategy, and what most workers reach; the dashed line is the ideal."""
+    figure, axes = _empty((8.4, 4.6))
     counts = sorted({p.workers for p in plan.predictions})
     _ = axes.plot(counts, counts, color="#333", linestyle="--", linewidth=1, label="ideal")
     names = list(dict.fromkeys(repr(p.strategy) for p in plan.predictions))
+    short = [name.partition("(")[0] for name in names]
     for number, name in enumerate(names):
         found = [p for p in plan.predictions if repr(p.strategy) == name]
-        label = f"{type(found[0].strategy).__name__} ({plan.speed_up(found[-1]):.1f})"
+        label = short[number] if short.count(short[number]) == 1 else brief(found[0].strategy)
+        label = f"{label}: {plan.speed_up(found[-1]):.1f}"
         x, y = [p.workers for p in found], [plan.speed_up(p) for p in found]
-        style = ("o", "s", "^", "D", "v")[number % 5]
+        style, marker = _STYLES[number // len(_COLOURS) % len(_STYLES)], "os^Dv"[number % 5]
         colour = _COLOURS[number % len(_COLOURS)]
-        _ = axes.plot(x, y, color=colour, marker=style, markersize=4, linewidth=1.6, label=label)
+        _ = axes.plot(x, y, color=colour, linestyle=style, marker=marker, markersize=4, linewidth=1.6, label=label)
     axes.set_xscale("log", base=2)
     axes.set_yscale("log", base=2)
     _ = axes.set_xticks(counts, [str(n) for n in counts])
@@ -107,7 +121,7 @@ def speed_up(plan: Plan) -> Figure:
     _ = axes.set_xlabel("workers")
     _ = axes.set_ylabel("speed-up over one worker")
     axes.grid(alpha=0.25)
-    _ = axes.legend(frameon=False, fontsize=9)
+    _ = figure.legend(frameon=False, fontsize=9, loc="outside right upper")
     return figure
 
 
@@ -115,32 +129,49 @@ def gantt(run: Run, most_workers: int = 32) -> Figure:
     """A strip for each worker: when it computed, when it waited, when it sent; of the first `most_workers` workers.
 
     Waiting is drawn where an await blocked; a tick marks the moment at which a message's verb was over, its height the bytes.
+    Nothing is drawn while a worker is away, nor for a step that it did not end.
     """
-    table = run.trace.to_pydict()
-    ranks = sorted(set(table["rank"]))[:most_workers]
-    figure, axes = _empty((10, 1.2 + 0.32 * len(ranks)))
-    largest = max(table["bytes"], default=0) or 1
+    events: dict[int, list[dict[str, Any]]] = {}
+    for event in run.trace.to_pylist():
+        events.setdefault(event["rank"], []).append(event)
+    ranks = sorted(events)[:most_workers]
+    absent = len(events) - len(ranks)
+    figure, axes = _empty((10, 1.2 + 0.32 * (len(ranks) + bool(absent))))
+    largest = max(run.trace["bytes"].to_pylist(), default=0) or 1
     for row, rank in enumerate(ranks):
-        events = [i for i, r in enumerate(table["rank"]) if r == rank]
-        end = max(table["seconds"][i] for i in events)
-        _ = axes.broken_barh([(0.0, end)], (row - 0.32, 0.64), color=_BLUE, linewidth=0)
-        waits = [
-            (table["seconds"][i] - table["waited_seconds"][i], table["waited_seconds"][i])
-            for i in events
-            if table["waited_seconds"][i] > 0
-        ]
-        _ = axes.broken_barh(waits, (row - 0.32, 0.64), color="#e9dcc9", linewidth=0)
-        sent = [i for i in events if table["bytes"][i] > 0]
-        heights = [0.64 * table["bytes"][i] / largest for i in sent]
-        at = [table["seconds"][i] for i in sent]
+        computing, waiting = _strips(events[rank])
+        _ = axes.broken_barh(computing, (row - 0.32, 0.64), color=_BLUE, linewidth=0)
+        _ = axes.broken_barh(waiting, (row - 0.32, 0.64), color=_SAND, linewidth=0)
+        sent = [event for event in events[rank] if event["bytes"] > 0]
+        heights = [0.64 * event["bytes"] / largest for event in sent]
+        at = [event["seconds"] for event in sent]
         _ = axes.vlines(at, [row - 0.32] * len(at), [row - 0.32 + h for h in heights], color=_ORANGE, linewidth=0.8)
-    _ = axes.set_yticks(range(len(ranks)), [f"worker {r}" for r in ranks], fontsize=8)
-    _ = axes.set_ylim(len(ranks) - 0.4, -0.6)
-    _ = axes.set_xlabel("seconds")
-    handles = [_patch(_BLUE, "computing"), _patch("#e9dcc9", "waiting"), _patch(_ORANGE, "sent")]
-    _ = axes.legend(handles=handles, frameon=False, fontsize=8, ncols=3, loc="lower right", bbox_to_anchor=(1, 1))
-    figure.suptitle(run.settings.get("title", ""), fontsize=10, color="#333", x=0.02, ha="left")
+    names = [f"worker {r}" for r in ranks] + ([f"and {absent} more"] if absent else [])
+    _ = axes.set_yticks(range(len(names)), names, fontsize=8)
+    _ = axes.set_ylim(len(names) - 0.4, -0.6)
+    _ = axes.set_xlabel(_unit(run))
+    handles = [_patch(_BLUE, "computing"), _patch(_SAND, "waiting"), _patch(_ORANGE, "sent")]
+    _ = figure.legend(handles=handles, frameon=False, fontsize=8, ncols=3, loc="outside lower right")
+    _title(figure, run)
     return figure
+
+
+def _strips(events: list[dict[str, Any]]) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """When a worker computed and when it waited, as (begin, seconds)."""
+    computing: list[list[float]] = []  # begin and end; steps without anything between them are one strip
+    waiting: list[tuple[float, float]] = []
+    before = 0.0
+    for event in events:
+        end, waited = event["seconds"], event["waited_seconds"]
+        if waited > 0:
+            waiting.append((end - waited, waited))
+        if end - waited > before and event["kind"] != "join":  # until then it was away
+            if computing and computing[-1][1] == before:
+                computing[-1][1] = end - waited
+            else:
+                computing.append([before, end - waited])
+        before = end
+    return [(begin, end - begin) for begin, end in computing], waiting
 
 
 def against(run: Run) -> Figure:
@@ -151,11 +182,11 @@ def against(run: Run) -> Figure:
         _line(axes, table[name], table["train_loss"], "training", _BLUE)
         if "validation_loss" in table:
             _line(axes, table[name], table["validation_loss"], "validation", _ORANGE)
-        _ = axes.set_xlabel(name)
+        _ = axes.set_xlabel(_unit(run) if name == "seconds" else name)
         _ = axes.set_ylabel("loss")
         axes.grid(alpha=0.25)
         _ = axes.legend(frameon=False, fontsize=9)
-    figure.suptitle(run.settings.get("title", ""), fontsize=10, color="#333")
+    _title(figure, run)
     return figure
 
 
@@ -168,6 +199,12 @@ def _empty(size: tuple[float, float], columns: int = 1) -> tuple[Figure, Axes]:
     for axes in figure.subplots(1, columns, squeeze=False)[0]:
         axes.spines[["right", "top"]].set_visible(False)
     return figure, figure.axes[0]
+
+
+def _title(figure: Figure, run: Run) -> None:
+    width = round(13 * figure.get_figwidth())
+    title = textwrap.fill(run.settings.get("title", ""), width, max_lines=3, placeholder=" ...")
+    _ = figure.suptitle(title, fontsize=10, color="#333")
 
 
 def _patch(colour: str, label: str) -> Any:

@@ -14,7 +14,7 @@ from typing import Any, final
 import pyarrow as pa
 
 _MEETINGS = ("all_reduce", "all_gather", "reduce_scatter", "broadcast")
-KINDS = ("step", *_MEETINGS, "send", "recv", "publish", "evaluate", "pull", "push", "exchange")
+KINDS = ("step", *_MEETINGS, "send", "recv", "publish", "evaluate", "pull", "push", "exchange", "join")
 _NUMBER = {kind: i for i, kind in enumerate(KINDS)}
 
 SCHEMA = pa.schema(
@@ -96,7 +96,7 @@ class Trace:
         self._add(_NUMBER[kind], self.current_step, 0, sent, 0.0, 0.0, waited)
 
     def mark(self, kind: str, step: int) -> None:
-        """Something that neither computes nor waits, such as a kept publish point."""
+        """Something that neither computes nor waits: a kept publish point, or that the worker is back ("join")."""
         self._add(_NUMBER[kind], step, 0, 0, 0.0, 0.0, 0.0)
 
     def table(self) -> pa.Table:

@@ -132,6 +132,82 @@ def test_a_saturated_server_serves_each_worker_once_a_round(workers):
     assert last / rounds == pytest.approx(max(bound, alone), rel=0.05)
 
 
+# ---- between racks ---------------------------------------------------------------------------------------------------
+
+
+def racks(workers: int, hosts: int, oversubscription: float, **more) -> Cluster:
+    network = Network(1e-3, 1e6, hosts_per_rack=hosts, oversubscription=oversubscription)
+    return Cluster(workers, network=network, merging=Merging(1e9, 0.0, 1e12), **more)
+
+
+MOMENTS = st.lists(st.tuples(st.floats(0, 3), st.integers(0, 3), st.integers(1, 10**6)), max_size=30)
+
+
+@settings(deadline=None, max_examples=50)
+@given(sent=MOMENTS)
+def test_an_uplink_with_enough_for_all_cards_holds_nobody_up(sent):
+    """Each of four hosts to a host of its own in the other rack, whenever it likes and as much as it likes."""
+    free, joined = Fabric(racks(8, 8, 1.0)), Fabric(racks(8, 4, 1.0))
+    for at, source, nbytes in sorted(sent):
+        ways = [f.transfer(at, source, source + 4, nbytes) for f in (free, joined)]
+        assert ways[1] == pytest.approx(ways[0], rel=1e-6, abs=1e-9)
+
+
+@settings(deadline=None, max_examples=50)
+@given(sent=MOMENTS, oversubscription=st.sampled_from([2.0, 8.0]))
+def test_an_uplink_is_never_idle_while_it_has_something_to_carry(sent, oversubscription):
+    """What is posted at once is there as soon as the uplink can have carried it; all of it passes, whoever sent it."""
+    fabric = Fabric(racks(8, 4, oversubscription))
+    through = [fabric.transfer(0.0, source, source + 4, nbytes)[0] for _, source, nbytes in sent]
+    uplink = costs.uplink(1e6, 4, oversubscription)
+    each = [sum(n for _, s, n in sent if s == source) / min(1e6, uplink) for source in range(4)]
+    whole = sum(nbytes for _, _, nbytes in sent) / uplink
+    assert max(whole, *each) <= max(through, default=0.0) * (1 + 1e-9) + 1e-9
+    assert max(through, default=0.0) <= whole + max(each) + 1e-9
+
+
+@pytest.mark.parametrize(("oversubscription", "bandwidth"), [(1.0, 1e6), (2.0, 1e6), (8.0, 0.25e6)])
+def test_an_exchange_with_a_server_in_another_rack(oversubscription, bandwidth):
+    async def program(net, member):
+        if net.rank == 0:
+            _ = await net.exchange(torch.zeros(25_000))
+            assert member.now == pytest.approx(costs.exchange(100_000, 1e-3, bandwidth, 1e9, 0.0), rel=1e-9)
+
+    _ = served(racks(2, 2, oversubscription), program, torch.zeros(25_000), Downpour())
+
+
+@pytest.mark.parametrize("oversubscription", [1.0, 4.0, 20.0])
+def test_workers_of_many_racks_at_one_busy_server(oversubscription):
+    rounds = 20
+    imagined = racks(20, 5, oversubscription)
+
+    async def program(net, member):
+        for _ in range(rounds):
+            _ = await net.exchange(torch.zeros(25_000))
+
+    center = served(imagined, program, torch.zeros(25_000), AGN())
+    last = max(e["seconds"] for e in center.table().to_pylist() if e["kind"] == "pull")
+    slowest = min(1e6, costs.uplink(1e6, 5, oversubscription))
+    assert last / rounds == pytest.approx(costs.busiest_server(20, 100_000, slowest, 1e9, 0.0), rel=0.05)
+
+
+def test_servers_of_one_rack_share_its_uplink():
+    fabric = Fabric(racks(4, 4, 8.0), servers=2)
+    there = [fabric.transfer(0.0, worker, host, 50_000)[1] for worker in range(4) for host in fabric.server_host]
+    assert max(there) == pytest.approx(1e-3 + costs.crossing(4, 100_000, costs.uplink(1e6, 4, 8.0)))
+
+
+def test_workers_of_a_rack_share_its_uplink():
+    async def program(net, member):
+        if net.rank < 2:
+            await net.send(torch.zeros(25_000), net.rank + 2)
+        else:
+            _ = await net.recv(net.rank - 2)
+
+    found = max(m.now for m in gang(racks(4, 2, 4.0), program))
+    assert found == pytest.approx(1e-3 + costs.crossing(2, 100_000, costs.uplink(1e6, 2, 4.0)))
+
+
 WIDTHS = (784, 512, 512, 10)
 
 

@@ -19,21 +19,29 @@ from firesteel import (
     EASGD,
     SGD,
     Adam,
+    AdamW,
     Cluster,
     Compute,
     DiLoCo,
     Downpour,
+    Draw,
     DynSGD,
+    Ensemble,
+    Failure,
     Merging,
     ModelAveraging,
     Network,
+    PostLocalSGD,
     Simulated,
     Single,
+    Slow,
     SlowMo,
     SyncSGD,
     UsageError,
 )
+from firesteel.cli.plan import PlanCommand
 from firesteel.sim.dry import ModelSize, rehearse
+from firesteel.strategies import CATALOGUE
 
 SLOW = Cluster(4, Compute(1e-4, 1e-3), Network(1e-3, 1e6), merging=Merging(1e8, 1e-3, 1e9))
 
@@ -68,6 +76,47 @@ def test_a_dry_run_takes_as_long_as_the_run_itself(strategy):
     assert said.computing + said.wire + said.slowest + said.server == pytest.approx(1.0, abs=0.05)
 
 
+ODD = {"period": 70, "window": 70}  # no divisor of the steps that a dry run begins with
+
+
+def odd(strategy):
+    named = {f.name: ODD[f.name] for f in dataclasses.fields(strategy) if f.name in ODD}
+    return dataclasses.replace(strategy, **named) if named else None
+
+
+@pytest.mark.parametrize(
+    ("strategy", "round_"),
+    [(each, 70) for each in map(odd, (cls() for cls in CATALOGUE.values())) if each is not None]
+    + [(DiLoCo(500), 500), (AGN(), 2), (PostLocalSGD(switch=500, period=33), 33), (Ensemble(), 25)],
+    ids=str,
+)
+def test_a_plan_counts_the_meetings_of_any_period(strategy, round_):
+    """Bytes of whole rounds of a simulated training, of which none is the last."""
+    first = getattr(strategy, "switch", 0) + round_
+    chosen = {"optimizer": SGD(lr=0.001), "validation": None, "progress": "none", "strategy": strategy, "batch_size": 4}
+    run = firesteel.train(network, rows(200), on=Simulated(Cluster(2)), max_steps=first + 2 * round_ + 1, **chosen)
+    trace = run.trace.to_pylist()
+    sent = sum(e["bytes"] for e in trace if first < e["step"] <= first + 2 * round_) / 2
+    said = rehearse(strategy, Cluster(2), size(SGD()), 200, 4)
+    assert sent > 0 and said.sent_bytes == pytest.approx(sent * 25 / (2 * round_), rel=1e-6)
+
+
+def test_a_plan_finds_a_period_by_any_name():
+    @dataclasses.dataclass(frozen=True)
+    class Seldom:
+        every: int
+
+        async def run(self, worker, net):
+            for step, batch in worker.steps():
+                worker.step(worker.gradient(batch))
+                if step % self.every == 0 or worker.last(step):
+                    worker.params = await net.all_reduce(worker.params)
+            return worker.params
+
+    said, known = (rehearse(s, SLOW, size(), 10_000, 16) for s in (Seldom(333), ModelAveraging(333)))
+    assert (said.sent_bytes, said.epoch_seconds) == pytest.approx((known.sent_bytes, known.epoch_seconds))
+
+
 def test_memory_counts_what_a_strategy_holds():
     nbytes = size().nbytes
     assert rehearse(SyncSGD(), SLOW, size(SGD()), 1000, 16).memory_bytes == 2 * nbytes  # parameters and gradients
@@ -90,7 +139,9 @@ def test_what_dominates_is_what_was_made_slow():
 def planned(**more):
     settings = {"workers": [1, 2, 4, 8, 16], "optimizer": Adam(), "batch_size": 16} | more
     chosen = settings.pop("strategies", [SyncSGD(), ModelAveraging(16), DynSGD()])
-    return firesteel.plan(network(), settings.pop("cluster", SLOW), settings.pop("rows", 20_000), chosen, **settings)
+    return firesteel.plan(
+        settings.pop("model", network), settings.pop("cluster", SLOW), settings.pop("rows", 20_000), chosen, **settings
+    )
 
 
 def test_a_plan_recommends_with_a_reason():
@@ -109,6 +160,24 @@ def test_a_plan_recommends_with_a_reason():
     assert "nothing computes for even half of the time" in hopeless[1]
 
 
+def test_a_plan_leaves_failures_out_and_slows_down_from_the_beginning():
+    events = {
+        "compute": Compute(1e-4, 1e-3, slow=(Slow(1, 1e6, 4.0),)),
+        "failures": (Failure(0, 0.001), Failure(1, 0.001, 0.1)),
+    }
+    late = planned(cluster=dataclasses.replace(SLOW, **events), workers=[1, 2]).predictions
+    early = planned(cluster=dataclasses.replace(SLOW, compute=Compute((1e-4, 4e-4), 1e-3), workers=2), workers=[1]).predictions
+    assert late[:3] == early  # the first worker is as it was
+    assert all(p.epoch_seconds > 1.5 * q.epoch_seconds for p, q in zip(late[3:], planned(workers=[2]).predictions, strict=True))
+
+
+def test_jitter_favours_no_strategy():
+    jittered = dataclasses.replace(SLOW, compute=Compute(1e-4, 1e-3, jitter=Draw("pareto", 1.5, 1.3)))
+    found = planned(cluster=jittered, strategies=[SyncSGD(), DiLoCo(), ModelAveraging(7)], workers=[1])
+    assert found.alone_seconds == pytest.approx(1.5 * (20_000 * 1e-4 + 1250 * 1e-3))
+    assert [found.efficiency(p) for p in found.predictions] == pytest.approx([1.0, 1.0, 1.0])
+
+
 def test_single_is_planned_for_one_worker_only():
     assert [p.workers for p in planned(strategies=[Single(), SyncSGD()], workers=[1, 2]).predictions] == [1, 1, 2]
 
@@ -116,8 +185,23 @@ def test_single_is_planned_for_one_worker_only():
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ({"rows": 0}, "rows, batch_size and workers of 1 and more"),
-        ({"workers": []}, "rows, batch_size and workers of 1 and more"),
+        ({"rows": 0}, "rows=0: a plan needs a whole number, 1 or more"),
+        ({"batch_size": 2.5}, "batch_size=2.5: a plan needs a whole number"),
+        ({"shards": 0}, "shards=0: a plan needs a whole number"),
+        ({"workers": []}, "needs a number of workers"),
+        ({"workers": [2, True]}, "workers=True: a plan needs a whole number"),
+        ({"target_seconds": -1.0}, "target_seconds=-1.0: it must be greater than 0"),
+        ({"strategies": []}, "nothing to recommend"),
+        ({"strategies": [Single()], "workers": [4]}, "nothing to recommend. Single is planned for 1 worker"),
+        ({"strategies": [Ensemble()]}, "nothing to recommend"),
+        ({"strategies": [SyncSGD]}, "give an instance: SyncSGD"),
+        ({"strategies": ["SyncSGD"]}, "'SyncSGD' has no `async def run"),
+        ({"optimizer": "adam"}, "optimizer='adam': give firesteel.Adam"),
+        ({"cluster": "cluster.json"}, "Cluster.load"),
+        ({"cluster": Cluster(2, Compute(0.0))}, "computes in no time"),
+        ({"cluster": Cluster(2, Compute((0.0, 1e-5)))}, "computes in no time"),
+        ({"model": "mlp:4,2"}, "model='mlp:4,2': give an nn.Module"),
+        ({"model": lambda: "mlp"}, "or a call that makes one"),
         ({"workers": [64], "rows": 10}, "64 workers for 10 rows"),
     ],
 )
@@ -139,6 +223,22 @@ def test_a_frozen_layer_is_not_sent():
     model = nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2))
     model[0].weight.requires_grad_(False)
     assert ModelSize.of(model, Adam()).parameters == 8 + 16 + 2
+
+
+def test_what_is_kept_and_not_sent_is_memory_too():
+    model = nn.Sequential(nn.Linear(400, 800), nn.BatchNorm1d(800), nn.Linear(800, 2))
+    for p in model[0].parameters():
+        p.requires_grad_(False)
+    model_size = ModelSize.of(model, SGD())
+    assert model_size.fixed_bytes == 4 * (401 * 800) + 4 * 2 * 800 + 8  # frozen; running mean and variance; how many batches
+    assert rehearse(SyncSGD(), SLOW, model_size, 1000, 16).memory_bytes == 2 * model_size.nbytes + model_size.fixed_bytes
+
+
+def test_a_plan_leaves_the_model_as_it_was():
+    model = network()
+    before = [p.detach().clone() for p in model.parameters()]
+    _ = firesteel.plan(model, SLOW, 1000, [SyncSGD()], [2], optimizer=AdamW(lr=0.1))
+    assert all(torch.equal(p, was) and p.grad is None for p, was in zip(model.parameters(), before, strict=True))
 
 
 # ---- calibration -----------------------------------------------------------------------------------------------------
@@ -212,6 +312,18 @@ def test_calibrate_plan_and_train_from_the_command_line(tmp_path):
 )
 def test_commands_that_cannot_work(args, said, tmp_path):
     assert said in command(*args, cwd=tmp_path, code=2).stderr
+
+
+def test_a_plan_says_what_it_leaves_out_and_fits_a_screen(tmp_path, capsys):
+    path = str(tmp_path / "cluster.json")
+    compute = Compute((1e-3, 1e-6, 1e-6, 1e-6), slow=(Slow(1, 1.0, 2.0),))
+    Cluster(4, compute, Network(1e-6, 1e10), failures=(Failure(2, 1.0, 2.0),)).save(path)
+    assert PlanCommand("mlp:4,2", rows=100, cluster=path, workers="1,4", strategies=["all"], batch_size=4).run() == 0
+    said = capsys.readouterr()
+    assert "leaves the failures" in said.err and "slow from the beginning" in said.err
+    table, _, rest = said.out.partition("\n\n")
+    assert max(map(len, table.splitlines())) <= 100 and "slowest worker (" in table and "…" not in table
+    assert "virtual seconds" in rest and "1 workers" not in rest
 
 
 def test_the_pictures(tmp_path):

@@ -6,7 +6,7 @@ import dataclasses
 import sys
 import time
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Annotated, Literal, final
 
 import tyro
 
@@ -27,9 +27,9 @@ class Calibrate:
       firesteel calibrate lenet mnist:./mnist --on spark --master spark://host:7077 --workers 4 --out cluster.json
     """
 
-    model: tyro.conf.Positional[str]
+    model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]]
     """mlp:IN,HIDDEN,...,OUT, or lenet, or MODULE:FACTORY."""
-    data: tyro.conf.Positional[str]
+    data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
     """Rows for this model: a Parquet file or folder, or digits, mnist, mnist:FOLDER."""
     out: str = "cluster.json"
     """Where to write the cluster."""
@@ -48,9 +48,9 @@ class Calibrate:
     workers: int = 2
     """Number of workers, 2 or more."""
     master: str | None = None
-    """Spark's master."""
+    """Spark's master, such as "local-cluster[2,1,2048]" or spark://host:7077."""
     remote: str | None = None
-    """A Spark Connect server."""
+    """A Spark Connect server, such as sc://host:15002."""
     debug: bool = False
     """Show tracebacks of errors."""
 

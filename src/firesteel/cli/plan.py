@@ -6,7 +6,7 @@ import dataclasses
 import json
 import sys
 from dataclasses import dataclass
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, final
 
 import tyro
 from rich.console import Console
@@ -36,14 +36,14 @@ class PlanCommand:
       firesteel plan mymodels:net --rows 1000000 --cluster cluster.json --strategies SyncSGD mymethods:Gossip
     """
 
-    model: tyro.conf.Positional[str]
+    model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]]
     """mlp:IN,HIDDEN,...,OUT, or lenet, or MODULE:FACTORY."""
     rows: int
     """Rows of the whole data set."""
     cluster: str
-    """A JSON file: hosts, links, speeds."""
+    """A JSON file of hosts, links and speeds, as `firesteel calibrate` writes it."""
     workers: str = "1,2,4,8,16,32,64"
-    """Numbers of workers to compare."""
+    """Numbers of workers to compare, separated by commas."""
     strategies: list[str] = dataclasses.field(
         default_factory=lambda: ["SyncSGD", "ModelAveraging", "DiLoCo", "DynSGD", "AEASGD"]
     )
@@ -51,7 +51,7 @@ class PlanCommand:
     batch_size: int = 64
     """Rows of a step, per worker."""
     optimizer: Literal["adam", "adamw", "sgd", "adagrad"] = "adam"
-    """The local optimizer; it decides the memory."""
+    """The local optimizer; what it keeps of each parameter counts as memory."""
     servers: int = 1
     """Server processes, for strategies that have a center."""
     target: float | None = None
@@ -70,10 +70,14 @@ class PlanCommand:
         imagined = Cluster.load(self.cluster)
         if imagined.about and self.model not in imagined.about:
             print(f"note: {self.cluster} was measured with {imagined.about}; seconds here are of that model.", file=sys.stderr)
+        if imagined.failures:
+            print(f"note: a plan leaves the failures of {self.cluster} out: {len(imagined.failures)}.", file=sys.stderr)
+        if imagined.compute.slow:
+            print(f"note: workers that slow down in {self.cluster} are slow from the beginning here.", file=sys.stderr)
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
             task = bar.add_task("rehearsing", total=len(numbers) * len(chosen))
             found = plan(
-                model_of(self.model)(),
+                model_of(self.model),
                 imagined,
                 self.rows,
                 chosen,
@@ -123,14 +127,19 @@ def _show(found: Plan) -> None:
             f"{found.efficiency(p):.0%}",
             _bytes(p.sent_bytes),
             _bytes(p.memory_bytes),
-            f"{p.dominated_by} ({p.largest_share:.0%})",
+            f"{p.dominated_by.removeprefix('the ')} ({p.largest_share:.0%})",
         )
         before = p.workers
     console = Console(width=max(Console().width, 100))
     console.print(table)
     chosen, why = found.recommendation()
-    console.print(f"\none worker alone: {found.alone_seconds:.3g} s/epoch", highlight=False)
-    console.print(f"take {_name(chosen)} with {chosen.workers} workers: {why}.", highlight=False, soft_wrap=True)
+    workers = "1 worker" if chosen.workers == 1 else f"{chosen.workers} workers"
+    for line in (
+        f"\none worker alone, without a network: {found.alone_seconds:.3g} s/epoch; speed-up and efficiency are over it",
+        "s are virtual seconds; sent and memory are each worker's; mostly: what most of the time goes to",
+        f"take {_name(chosen)} with {workers}: {why}.",
+    ):
+        console.print(line, highlight=False, soft_wrap=True)
 
 
 def _name(p: Prediction) -> str:

@@ -52,4 +52,9 @@ def world(
     if not on.endswith(".json"):
         raise UsageError(f"--on {on!r}: it is local, spark, or the JSON file of an imagined cluster.")
     cluster = Cluster.load(on)
-    return Simulated(cluster if workers is None else cluster.resized(workers), server)
+    if workers is not None and workers != cluster.workers:
+        absent = [repr(event) for event in cluster.events if event.worker >= workers]
+        if absent:
+            print(f"note: a cluster of {workers} workers leaves out {', '.join(absent)} of {on}.", file=sys.stderr)
+        cluster = cluster.resized(workers)
+    return Simulated(cluster, server)

@@ -50,9 +50,9 @@ class Train:
     Ctrl-C stops within seconds and keeps the model.
     """
 
-    model: tyro.conf.Positional[str]
+    model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]]
     """mlp:IN,HIDDEN,...,OUT, or lenet, or MODULE:FACTORY (also from the current folder)."""
-    data: tyro.conf.Positional[str]
+    data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
     """A Parquet file or folder, or digits, mnist, mnist:FOLDER."""
     features: list[str] = field(default_factory=lambda: ["features"])
     """Feature columns."""
@@ -93,7 +93,7 @@ class Train:
     max_steps: int | None = None
     """Steps of each worker, at most."""
     max_seconds: float | None = None
-    """Wall seconds of training, at most."""
+    """Wall seconds of training, at most; virtual ones on an imagined cluster."""
     validation: str = "0.1"
     """A share of the rows, a boolean column, another Parquet path, or none."""
     metrics: list[str] = field(default_factory=list)
@@ -217,7 +217,7 @@ class Train:
             print(f"staleness: {self.staleness}", file=sys.stderr)
         rate, seconds = run.timing["samples_per_second"], run.timing["train_seconds"]
         unit = "virtual s" if self.on.endswith(".json") else "s"
-        print(f"{run.status}: {run.settings['steps']} steps, {seconds:.3g} {unit}, {rate:,.0f} samples/s", file=sys.stderr)
+        print(f"{run.status}: {run.settings['steps']} steps, {seconds:.3g} {unit}, {rate:,.0f} samples/{unit}", file=sys.stderr)
         for name, value in run.metrics.items():
             print(f"  {name:24}{value:.5g}", file=sys.stderr)
         if self.json:

@@ -10,12 +10,14 @@ Seconds here are virtual. `Cluster.save` and `Cluster.load` write and read JSON;
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, final
+from types import UnionType
+from typing import Any, Literal, Union, final, get_args, get_origin, get_type_hints
 
 from firesteel.errors import UsageError, did_you_mean
 from firesteel.randomness import seed_of
@@ -24,11 +26,44 @@ Algorithm = Literal["ring", "tree", "halving_doubling"]
 _KINDS = {"uniform": (0.0, 1.0), "lognormal": (0.0, math.inf), "exponential": (0.0, 1.0), "pareto": (1.0, math.inf)}
 
 
-def _check(what: object, positive: tuple[str, ...] = (), not_negative: tuple[str, ...] = ()) -> None:
+_NAMED = {int: "a whole number", float: "a number", str: "text", type(None): "null"}
+_hints = functools.cache(get_type_hints)
+
+
+def _parts(hint: Any) -> tuple[Any, ...]:
+    """The types that a field may have."""
+    return get_args(hint) if get_origin(hint) in (UnionType, Union) else (hint,)
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = get_origin(hint)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(v, get_args(hint)[0]) for v in value)
+    if origin is Literal:
+        return isinstance(value, str)  # which one, its class checks
+    if isinstance(value, bool):
+        return False
+    return isinstance(value, int | float if hint is float else hint)
+
+
+def _named(hint: Any) -> str:
+    if get_origin(hint) is tuple:
+        return f"a list (each {_named(get_args(hint)[0])})"
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(get_args(hint))}"
+    return _NAMED.get(hint) or f"a {hint.__name__} ({', '.join(f.name for f in dataclasses.fields(hint))})"
+
+
+def _check(what: Any, positive: tuple[str, ...] = (), not_negative: tuple[str, ...] = ()) -> None:
+    """Types of all fields, and ranges of those named."""
+    for name, hint in _hints(type(what)).items():
+        value, kinds = getattr(what, name), _parts(hint)
+        if not any(_fits(value, kind) for kind in kinds):
+            raise UsageError(f"{type(what).__name__}({name}={value!r}): it must be {' or '.join(map(_named, kinds))}.")
     for names, strict, range_ in ((positive, True, "greater than 0"), (not_negative, False, "0 or more")):
         for name in names:
             value = getattr(what, name)
-            if not (isinstance(value, int | float) and math.isfinite(value) and (value > 0 if strict else value >= 0)):
+            if not (math.isfinite(value) and (value > 0 if strict else value >= 0)):
                 raise UsageError(f"{type(what).__name__}({name}={value!r}): it must be a finite number, {range_}.")
 
 
@@ -47,9 +82,9 @@ class Draw:
     spread: float
 
     def __post_init__(self) -> None:
+        _check(self, positive=("mean",), not_negative=("spread",))
         if self.kind not in _KINDS:
             raise UsageError(f"Draw(kind={self.kind!r}): it is one of {', '.join(_KINDS)}.{did_you_mean(self.kind, _KINDS)}")
-        _check(self, positive=("mean",), not_negative=("spread",))
         low, high = _KINDS[self.kind]
         if not (low < self.spread if self.kind == "pareto" else low <= self.spread <= high):
             raise UsageError(f"Draw({self.kind!r}, spread={self.spread}): it must lie between {low:g} and {high:g}.")
@@ -123,7 +158,7 @@ class Network:
     def __post_init__(self) -> None:
         _check(
             self,
-            positive=("bandwidth", "local_bandwidth", "workers_per_host"),
+            positive=("bandwidth", "local_bandwidth", "workers_per_host", "oversubscription"),
             not_negative=("latency_seconds", "local_latency_seconds"),
         )
         if self.oversubscription < 1 or (self.hosts_per_rack is not None and self.hosts_per_rack < 1):
@@ -192,14 +227,15 @@ class Cluster:
     """What it was measured with, if it was."""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.workers, int) or self.workers < 1:
+        _check(self)
+        if self.workers < 1:
             raise UsageError(f"Cluster(workers={self.workers!r}): a cluster has at least one worker.")
         if self.all_reduce not in ("ring", "tree", "halving_doubling"):
             raise UsageError(f"Cluster(all_reduce={self.all_reduce!r}): it is 'ring', 'tree' or 'halving_doubling'.")
         each = self.compute.row_seconds
         if isinstance(each, tuple) and len(each) != self.workers:
             raise UsageError(f"Compute(row_seconds=...) names {len(each)} workers, the cluster has {self.workers}.")
-        for event in (*self.compute.slow, *self.failures):
+        for event in self.events:
             if event.worker >= self.workers:
                 raise UsageError(f"{event}: the cluster has {self.workers} workers, 0 .. {self.workers - 1}.")
         away: dict[int, Failure] = {}
@@ -211,6 +247,11 @@ class Cluster:
         if len(away) == self.workers and all(f.back_seconds is None for f in away.values()):
             raise UsageError(f"all {self.workers} workers fail and none comes back: nothing could end.")
 
+    @property
+    def events(self) -> tuple[Slow | Failure, ...]:
+        """What befalls its workers."""
+        return (*self.compute.slow, *self.failures)
+
     def row_seconds(self, seed: int) -> list[float]:
         """Of each worker; drawn ones come from the run's seed."""
         each = self.compute.row_seconds
@@ -219,12 +260,14 @@ class Cluster:
         return list(each) if isinstance(each, tuple) else [each] * self.workers
 
     def resized(self, workers: int) -> Cluster:
-        """The same hosts, links and servers with another number of workers, none of which fails or slows down."""
+        """The same hosts, links and servers with another number of workers; what befalls those that are left still does."""
         each = self.compute.row_seconds
         if isinstance(each, tuple):
             each = tuple(each[rank % len(each)] for rank in range(workers))
-        compute = dataclasses.replace(self.compute, row_seconds=each, slow=())
-        return dataclasses.replace(self, workers=workers, compute=compute, failures=())
+        slow = tuple(event for event in self.compute.slow if event.worker < workers)
+        failures = tuple(event for event in self.failures if event.worker < workers)
+        compute = dataclasses.replace(self.compute, row_seconds=each, slow=slow)
+        return dataclasses.replace(self, workers=workers, compute=compute, failures=failures)
 
     # ---- JSON --------------------------------------------------------------------------------------------------------
 
@@ -246,18 +289,7 @@ class Cluster:
         return _made(Cluster, found, str(path))
 
 
-_PARTS: dict[tuple[type, str], type] = {
-    (Cluster, "compute"): Compute,
-    (Cluster, "network"): Network,
-    (Cluster, "merging"): Merging,
-    (Cluster, "failures"): Failure,
-    (Compute, "slow"): Slow,
-    (Compute, "jitter"): Draw,
-    (Compute, "row_seconds"): Draw,
-}
-
-
-def _made(kind: type, found: Any, where: str) -> Any:
+def _made(kind: Any, found: Any, where: str) -> Any:
     if not isinstance(found, dict):
         raise UsageError(f"{where}: a {kind.__name__} is an object, not {found!r}.")
     names = [f.name for f in dataclasses.fields(kind)]
@@ -265,13 +297,17 @@ def _made(kind: type, found: Any, where: str) -> Any:
     for name, value in found.items():
         if name not in names:
             raise UsageError(f"{where}: a {kind.__name__} has no {name!r}.{did_you_mean(name, names)}")
-        part = _PARTS.get((kind, name))
+        held = [part for each in _parts(_hints(kind)[name]) for part in (each, *get_args(each))]
+        part = next((part for part in held if dataclasses.is_dataclass(part)), None)
         if part is not None and isinstance(value, dict):
             value = _made(part, value, f"{where}: {name}")
         elif isinstance(value, list):
             value = tuple(_made(part, v, f"{where}: {name}") if part and isinstance(v, dict) else v for v in value)
         values[name] = value
+    for field in dataclasses.fields(kind):
+        if field.default is dataclasses.MISSING and field.name not in values:
+            raise UsageError(f"{where}: a {kind.__name__} needs {field.name!r}.")
     try:
         return kind(**values)
-    except TypeError as error:
+    except UsageError as error:
         raise UsageError(f"{where}: {error}") from None

@@ -1,9 +1,9 @@
 r"""What collectives and exchanges cost on equal hosts, in closed form: seconds and bytes.
 
-Symbols: n workers, S bytes, \(\alpha\) seconds of latency, B bytes per second of each card in each direction. A message of
-S bytes takes \(\alpha + S/B\). Sources: Thakur, Rabenseifner and Gropp 2005, "Optimization of Collective Communication
-Operations in MPICH", sections 4 and 5; Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce algorithms for clusters of
-workstations". `docs/costs.md` shows them, a test holds each against the simulator.
+Symbols: n workers, S bytes, \(\alpha\) seconds of latency, B bytes per second of each card in each direction, U of each
+rack's uplink. A message of S bytes takes \(\alpha + S/B\). Sources: Thakur, Rabenseifner and Gropp 2005, "Optimization of
+Collective Communication Operations in MPICH", sections 4 and 5; Patarasuk and Yuan 2009, "Bandwidth optimal all-reduce
+algorithms for clusters of workstations". `docs/costs.md` shows them, a test holds each against the simulator.
 
     >>> round(all_reduce("ring", 4, 1e6, 1e-4, 1e8), 6)  # 2 * 3 * (1e-4 + 1e6 / 4 / 1e8)
     0.0156
@@ -52,6 +52,19 @@ def reduce_scatter(n: int, nbytes: float, latency: float, bandwidth: float) -> f
 def broadcast(n: int, nbytes: float, latency: float, bandwidth: float) -> float:
     r"""Seconds of a binomial tree: \(\lceil\log_2 n\rceil(\alpha + S/B)\)."""
     return _rounds(n) * (latency + nbytes / bandwidth)
+
+
+def uplink(bandwidth: float, hosts: int, oversubscription: float) -> float:
+    r"""Bytes per second that a rack of h hosts sends to the others, and as many that it receives: \(U = hB/o\).
+
+    Where a message crosses it, B in `exchange` and `busiest_server` is the smaller one of B and U.
+    """
+    return bandwidth * hosts / oversubscription
+
+
+def crossing(workers: int, nbytes: float, uplink: float) -> float:
+    r"""Seconds in which N workers outside of a rack each send S bytes into it, to whatever servers there: \(NS/U\)."""
+    return workers * nbytes / uplink
 
 
 def exchange(nbytes: float, latency: float, bandwidth: float, merge_bandwidth: float, message_seconds: float) -> float:

@@ -6,6 +6,8 @@ strategy is the real one, to the last collective, and an epoch of hundreds of wo
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,7 +31,8 @@ from firesteel.sim.simulation import Member, Simulation, paces
 from firesteel.worker import FORWARD, Slot, buckets, layout
 
 _NUMBERS = 64  # that stand for a model
-_STEPS = 200  # of each worker: a multiple of what strategies take for a period
+_STEPS = 200  # of each worker, and more where two meetings do not fit into them
+_MOST_STEPS = 2**13  # a strategy that has not met twice by then, and does not say when it does, meets too rarely to matter
 
 
 @final
@@ -42,6 +45,8 @@ class ModelSize:
     slots: tuple[Slot, ...]
     moments: int
     """Tensors of the model's size that the optimizer keeps."""
+    fixed_bytes: int = 0
+    """Of frozen parameters and buffers, which every worker keeps and none sends."""
 
     @property
     def nbytes(self) -> int:
@@ -50,6 +55,7 @@ class ModelSize:
     @staticmethod
     def of(model: nn.Module, optimizer: OptimizerSettings) -> ModelSize:
         """Of a model as it is trained: one step on zero gradients shows what the optimizer keeps."""
+        model = copy.deepcopy(model)
         slots, dtype, _ = layout(model)
         built = optimizer.build(model)
         for p in model.parameters():
@@ -58,7 +64,8 @@ class ModelSize:
         first = next(p for p in model.parameters() if p.requires_grad)
         kept = [v for v in built.state[first].values() if isinstance(v, Tensor) and v.shape == first.shape]
         size = slots[-1].offset + slots[-1].numel
-        return ModelSize(size, torch.empty(0, dtype=dtype).element_size(), tuple(slots), len(kept))
+        fixed = [p for p in model.parameters() if not p.requires_grad] + list(model.buffers())
+        return ModelSize(size, dtype.itemsize, tuple(slots), len(kept), sum(x.nbytes for x in fixed))
 
 
 @final
@@ -73,7 +80,7 @@ class Prediction:
     sent_bytes: float
     """That each worker sends in an epoch, on average."""
     memory_bytes: int
-    """Of each worker: parameters, gradients, moments, and what the strategy holds; without rows and activations."""
+    """Of each worker: the whole model, gradients, moments, and what the strategy holds; without rows and activations."""
     computing: float
     """Shares of the epoch, on average over the workers, 0 .. 1: computing, ..."""
     wire: float
@@ -121,6 +128,7 @@ class DryWorker:
         self.rate: float = 1e-3
         self.stopping: bool = False
         self.steps_done: int = 0
+        self.meetings: list[int] = []  # steps after which the worker sent something
         self.grads: Vec = torch.zeros(min(size.parameters, _NUMBERS))
         self.held: int = 0  # tensors of the model's size that the strategy's program holds
         self._params: Vec = torch.zeros_like(self.grads)
@@ -142,10 +150,15 @@ class DryWorker:
         raise UsageError("a dry run has no rows: this strategy's cost cannot be planned, only simulated with data.")
 
     def steps(self) -> Iterator[tuple[int, _Rows]]:
-        while self.steps_done < self.plan.total_steps:
+        """All of them alike, so that it does not matter where an epoch ends: the rows that it gives a step on average."""
+        plan, trace, sent = self.plan, self._member.trace, self._member.trace.bytes_sent
+        while self.steps_done < plan.total_steps:
+            before = self.steps_done * plan.rows // plan.epoch_steps
             self.steps_done += 1
-            start, stop = self.plan.bounds(self.steps_done)
-            yield self.steps_done, _Rows(stop - start)
+            yield self.steps_done, _Rows(self.steps_done * plan.rows // plan.epoch_steps - before)
+            if trace.bytes_sent > sent:
+                self.meetings.append(self.steps_done)
+                sent = trace.bytes_sent
 
     def last(self, step: int) -> bool:
         return step >= self.plan.total_steps
@@ -191,18 +204,29 @@ class DryWorker:
 def rehearse(strategy: Any, cluster: Cluster, size: ModelSize, rows: int, batch_size: int, shards: int = 1) -> Prediction:
     """Predict an epoch of `rows` rows over all workers, as it costs in the middle of a long run.
 
-    The strategy runs dry for some steps, then again for twice as many: the difference is what those steps cost without the
-    first pull, the last gathering and whatever else a run does once.
+    The strategy runs dry for some steps, then again for some rounds more: the difference is what those rounds cost without the
+    first pull, the last gathering and whatever else a run does once. How long a round is, the first run shows. Failures are
+    left out, and what slows down is slow from the beginning.
     """
+    slow = tuple(dataclasses.replace(each, at_seconds=0.0) for each in cluster.compute.slow)
+    cluster = dataclasses.replace(cluster, compute=dataclasses.replace(cluster.compute, slow=slow))
+    serving, steps = has_server(strategy), _STEPS if cluster.workers <= 80 else _STEPS // 2
+    settings = {name: getattr(strategy, name, None) or 0 for name in ("switch", "period", "window")}
+    begin = max(steps, settings["switch"] + 2 * max(settings["period"], settings["window"]) + 1)
+
+    def run(steps: int) -> _Spent:
+        return _rehearsed(strategy, cluster, size, rows, batch_size, shards, steps)
+
+    once = run(begin)
+    while once.round is None and (cluster.workers > 1 or serving) and begin < _MOST_STEPS:
+        begin *= 2
+        once = run(begin)
+    whole = once.round or 1
+    more = max(2, -(-steps // whole)) * whole
+    pace = run(begin + more).minus(once)
     most = -(-rows // cluster.workers)
     epoch_steps = -(-most // batch_size)
-    steps = _STEPS if cluster.workers <= 80 else _STEPS // 2
-    if epoch_steps < steps:
-        steps = -(-steps // epoch_steps) * epoch_steps
-    once, twice = (_rehearsed(strategy, cluster, size, rows, batch_size, shards, n * steps) for n in (1, 2))
-    pace = twice.minus(once)
-    scale = rows / pace.rows
-    serving = has_server(strategy)
+    scale = epoch_steps / more
     # A gang shows its model to the caller once an epoch.
     published = 0.0 if serving else Fabric(cluster, 0).to_caller(size.nbytes)
     waited = max(0.0, pace.seconds - pace.computing)
@@ -215,14 +239,26 @@ def rehearse(strategy: Any, cluster: Cluster, size: ModelSize, rows: int, batch_
     return Prediction(
         strategy,
         cluster.workers,
-        pace.seconds * scale + published,
+        # What computing takes is known, the rest was rehearsed: jitter's draws for other steps favour no strategy.
+        _computing(cluster, rows, epoch_steps) + (pace.seconds - pace.computing) * scale + published,
         pace.sent * scale,
-        (2 + size.moments + twice.held) * size.nbytes,
+        (2 + size.moments + pace.held) * size.nbytes + size.fixed_bytes,
         pace.computing / pace.seconds,
         wire / pace.seconds,
         slowest / pace.seconds,
         server / pace.seconds,
     )
+
+
+def _computing(cluster: Cluster, rows: int, epoch_steps: int) -> float:
+    """Seconds of an epoch in which a worker computes, on average over the workers and over jitter."""
+    jitter = cluster.compute.jitter
+    calm = dataclasses.replace(cluster, compute=dataclasses.replace(cluster.compute, jitter=None))
+    each = (
+        pace.step(len(range(rank, rows, cluster.workers)), 0.0) + (epoch_steps - 1) * pace.step(0, 0.0)
+        for rank, pace in enumerate(paces(calm, 0))
+    )
+    return sum(each) / cluster.workers * (1.0 if jitter is None else jitter.mean)
 
 
 @final
@@ -236,12 +272,13 @@ class _Spent:
     server: float
     card: float
     sent: float
-    rows: int
     held: int
+    round: int | None
+    """Steps between two meetings at its end; None: there were no two, what comes after the last step left out."""
 
     def minus(self, other: _Spent) -> _Spent:
-        names = ("seconds", "computing", "wire", "server", "card", "sent", "rows")
-        return _Spent(**{n: getattr(self, n) - getattr(other, n) for n in names}, held=self.held)
+        names = ("seconds", "computing", "wire", "server", "card", "sent")
+        return _Spent(**{n: getattr(self, n) - getattr(other, n) for n in names}, held=self.held, round=self.round)
 
 
 def _rehearsed(strategy: Any, cluster: Cluster, size: ModelSize, rows: int, batch_size: int, shards: int, steps: int) -> _Spent:
@@ -269,6 +306,7 @@ def _rehearsed(strategy: Any, cluster: Cluster, size: ModelSize, rows: int, batc
         member.start(strategy.run(worker, net))
         crew.append((member, worker))
     simulation.run()
+    met = next(([m for m in worker.meetings if m < steps][-2:] for _, worker in crew if worker.meetings), [])
     return _Spent(
         max(member.now for member, _ in crew),
         sum(member.computed_seconds for member, _ in crew) / workers,
@@ -276,6 +314,6 @@ def _rehearsed(strategy: Any, cluster: Cluster, size: ModelSize, rows: int, batc
         max(servers.busy_seconds, default=0.0),
         max((fabric.card_seconds[host] for host in fabric.server_host), default=0.0),
         sum(member.trace.bytes_sent for member, _ in crew) / workers,
-        sum(member.trace.samples for member, _ in crew),
         max(worker.held for _, worker in crew),
+        met[1] - met[0] if len(met) == 2 else None,
     )

@@ -1,22 +1,73 @@
 """The wires of an imagined cluster: where each worker sits, what a transfer has to pass, and how long a collective takes.
 
 Two models, each the simplest that has the effect in question. A message between two hosts waits in a queue for the card
-that sends it and for the card that receives it, so that many pushes to one server pile up (incast). A collective is its
+that sends it and for the card that receives it, so that many pushes to one server pile up (incast); between two racks it
+also waits for what earlier messages leave of the uplink out of the one and into the other. A collective is its
 algorithm's steps, one after the other; a step lasts as long as the busiest card or uplink in it, so that workers of a host
 share their card and an oversubscribed rack is a bottleneck exactly where the algorithm crosses it.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from typing import final
 
 from torch import Tensor
 
+from firesteel.sim import costs
 from firesteel.sim.cluster import Cluster
 
 Flow = tuple[int, int, float]  # from worker, to worker, share of the collective's bytes
 Step = tuple[int, list[Flow]]  # how many times in a row, and what moves at once
+
+
+@final
+class Uplink:
+    """One direction of a rack's uplink: who asks first takes what he can use, and leaves the rest to who asks next.
+
+    So a card can be as fast as if the rack were alone as long as the uplink has enough for all of its cards.
+    """
+
+    def __init__(self, bandwidth: float) -> None:
+        self._bandwidth: float = bandwidth
+        self._from: list[float] = [0.0]  # moments, from each of which on ...
+        self._left: list[float] = [bandwidth]  # ... so many bytes per second are left
+
+    def carry(self, now: float, begin: float, nbytes: float, most: float) -> float:
+        """When a message is through that begins to come at a moment, with at most so many bytes per second.
+
+        No message that asks later will begin before `now`.
+        """
+        past = bisect_right(self._from, now) - 1
+        del self._from[:past], self._left[:past]
+        at = self._split(begin)
+        while True:
+            speed = min(most, self._left[at])
+            until = self._from[at + 1] if at + 1 < len(self._from) else float("inf")
+            if speed * (until - self._from[at]) >= nbytes:
+                break
+            nbytes -= speed * (until - self._from[at])
+            self._take(at, speed)
+            at += 1
+        end = self._from[at] + nbytes / speed if nbytes else self._from[at]
+        _ = self._split(end)
+        if end > self._from[at]:
+            self._take(at, speed)
+        return end
+
+    def _split(self, moment: float) -> int:
+        """The index of what begins at a moment."""
+        at = bisect_right(self._from, moment) - 1
+        if self._from[at] < moment:
+            at += 1
+            self._from.insert(at, moment)
+            self._left.insert(at, self._left[at - 1])
+        return at
+
+    def _take(self, at: int, speed: float) -> None:
+        left = self._left[at] - speed
+        self._left[at] = left if left > 1e-9 * self._bandwidth else 0.0  # what rounding leaves would last for ever
 
 
 @final
@@ -39,6 +90,10 @@ class Fabric:
         self._within: list[float] = [0.0] * count
         self.card_seconds: list[float] = [0.0] * count  # in which each card was sending or receiving, the longer of the two
         self._used: list[list[float]] = [[0.0, 0.0] for _ in range(count)]
+        self._hosts_per_rack: int = network.hosts_per_rack or count
+        self._uplink: float = costs.uplink(network.bandwidth, self._hosts_per_rack, network.oversubscription)
+        racks = range(-(-count // self._hosts_per_rack))
+        self._links: list[tuple[Uplink, Uplink]] = [(Uplink(self._uplink), Uplink(self._uplink)) for _ in racks]  # out, in
         self._costs: dict[tuple[str, tuple[int, ...]], tuple[float, float]] = {}
 
     def nbytes(self, x: Tensor) -> int:
@@ -48,7 +103,7 @@ class Fabric:
     # ---- messages ----------------------------------------------------------------------------------------------------
 
     def transfer(self, at: float, source: int, target: int, nbytes: int, most: float = float("inf")) -> tuple[float, float]:
-        """A message between hosts, posted at a moment; returns when it is sent and when it is there.
+        """A message between hosts, posted at a moment; returns when all of it is on its way and when it is there.
 
         Calls must come in order of time. `most` bounds the bytes per second of this one message.
         """
@@ -58,15 +113,19 @@ class Fabric:
             self._within[source] = done = begin + nbytes / min(network.local_bandwidth, most)
             return done, done + network.local_latency_seconds
         out, into = self._card[source], self._card[target]
-        alone = nbytes / min(out, into, most)
-        begin = max(at, self._sent[source])
+        rate, begin = min(out, into, most), max(at, self._sent[source])
         self._sent[source] = begin + nbytes / out
+        through = begin + nbytes / rate
+        racks = source // self._hosts_per_rack, target // self._hosts_per_rack
+        if racks[0] != racks[1]:
+            crossed = self._links[racks[0]][0], self._links[racks[1]][1]
+            through = max(through, *(link.carry(at, begin, nbytes, rate) for link in crossed))
         for host, direction, rate in ((source, 0, out), (target, 1, into)):
             self._used[host][direction] += nbytes / rate
             self.card_seconds[host] = max(self._used[host])
-        arrived = max(begin + alone + network.latency_seconds, self._received[target] + nbytes / into)
+        arrived = max(through + network.latency_seconds, self._received[target] + nbytes / into)
         self._received[target] = arrived
-        return begin + alone, arrived
+        return through, arrived
 
     def to_caller(self, nbytes: int) -> float:
         """Seconds in which worker 0 sends a model to the caller, on a host of its own where workers have several."""
@@ -96,7 +155,6 @@ class Fabric:
         network = self.cluster.network
         load: dict[tuple[str, int], float] = {}
         latency = 0.0
-        uplink = network.bandwidth * (network.hosts_per_rack or 1) / network.oversubscription
         for a, b, share in flows:
             source, target = self.host[a], self.host[b]
             if source == target:
@@ -105,10 +163,9 @@ class Fabric:
             else:
                 latency = max(latency, network.latency_seconds)
                 passed = [(("out", source), network.bandwidth), (("in", target), network.bandwidth)]
-                if network.hosts_per_rack:
-                    racks = source // network.hosts_per_rack, target // network.hosts_per_rack
-                    if racks[0] != racks[1]:
-                        passed += [(("up", racks[0]), uplink), (("down", racks[1]), uplink)]
+                racks = source // self._hosts_per_rack, target // self._hosts_per_rack
+                if racks[0] != racks[1]:
+                    passed += [(("up", racks[0]), self._uplink), (("down", racks[1]), self._uplink)]
             for resource, capacity in passed:
                 load[resource] = load.get(resource, 0.0) + share / capacity
         return latency, max(load.values(), default=0.0)

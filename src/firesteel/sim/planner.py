@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
+
+from torch import nn
 
 from firesteel.errors import UsageError
 from firesteel.optim import SGD, OptimizerSettings
 from firesteel.sim.cluster import Cluster
 from firesteel.sim.dry import ModelSize, Prediction, rehearse
-from firesteel.strategies import EAMSGD, Single
+from firesteel.strategies import EAMSGD, Ensemble, Single
 
 _WORTH = 0.5  # efficiency below which a further worker mostly waits
 _NEARLY = 0.75  # of the best speed at which a strategy that is easier to trust is preferred
@@ -41,7 +46,7 @@ class Plan:
         With a target: the fewest workers that reach it. Without: the most workers of whose time at least half computes. Then,
         of the strategies within 3/4 of the fastest one's speed there, the one that is easiest to trust.
         """
-        candidates = [p for p in self.predictions if type(p.strategy).__name__ != "Ensemble"]
+        candidates = [p for p in self.predictions if not isinstance(p.strategy, Ensemble)]
         if self.target_seconds is not None:
             meeting = [p for p in candidates if p.epoch_seconds <= self.target_seconds]
             if not meeting:
@@ -49,7 +54,7 @@ class Plan:
                 return best, f"no strategy reaches {self.target_seconds:g} s an epoch here; this is the fastest"
             workers = min(p.workers for p in meeting)
             chosen = _trusted([p for p in meeting if p.workers == workers])
-            reached = f"{workers} workers are the fewest that reach {self.target_seconds:g} s an epoch"
+            reached = f"{_workers(workers)} the fewest that reach {self.target_seconds:g} s an epoch"
             return chosen, f"{reached}{_eased(chosen, meeting)}"
         worth = [p for p in candidates if self.efficiency(p) >= _WORTH]
         if not worth:
@@ -66,7 +71,9 @@ class Plan:
         reason = f"it has {self.efficiency(chosen):.0%} of the ideal speed-up{_eased(chosen, there)}"
         if beyond:
             held = min(beyond, key=lambda p: p.epoch_seconds)
-            reason += f"; more workers mostly wait ({held.workers}: {self.efficiency(held):.0%}, for {held.dominated_by})"
+            reason += (
+                f"; {held.workers} workers have at most {self.efficiency(held):.0%}, mostly held up by {held.dominated_by}"
+            )
         return chosen, reason
 
 
@@ -79,12 +86,16 @@ def _trusted(found: list[Prediction]) -> Prediction:
     return ranked[0][0]
 
 
+def _workers(number: int) -> str:
+    return "1 worker is" if number == 1 else f"{number} workers are"
+
+
 def _eased(chosen: Prediction, among: list[Prediction]) -> str:
     same = [p for p in among if p.workers == chosen.workers]
     fastest = min(same, key=lambda p: p.epoch_seconds)
-    if fastest is chosen:
-        return ", as fast as any"
     share = fastest.epoch_seconds / chosen.epoch_seconds
+    if share > 0.995:
+        return ", as fast as any"
     return f", at {share:.0%} of {type(fastest.strategy).__name__}'s speed and nearer to one process with one big batch"
 
 
@@ -104,15 +115,30 @@ def plan(
     """Predict seconds per epoch, bytes and memory of every strategy with every number of workers.
 
     Args:
-        model: an `nn.Module`; only its size and layers matter, its speed is the cluster's `compute`.
+        model: an `nn.Module` or a call that makes one; only its size and layers matter, its speed is the cluster's `compute`.
+        cluster: its hosts, links and speeds; of its workers the first N, or as many more like them. Its failures are left out,
+            and a worker that slows down is slow from the beginning.
         rows: of the whole data set; `batch_size` is per worker.
+        shards: servers of the center, for strategies that have one.
+        target_seconds: of an epoch; the fewest workers that reach it are recommended.
         watch: called after every prediction.
+
+    Raises:
+        UsageError: something in the call does not fit; nothing was rehearsed.
     """
-    if rows < 1 or batch_size < 1 or not workers or min(workers) < 1:
-        raise UsageError(f"a plan needs rows, batch_size and workers of 1 and more; got {rows}, {batch_size}, {workers}.")
-    if max(workers) > rows:
-        raise UsageError(f"{max(workers)} workers for {rows} rows: some would have nothing to train on.")
-    sizes = {kind: ModelSize.of(model, kind) for kind in {optimizer, SGD()}}
+    _check_counts(rows, workers, batch_size, shards, target_seconds)
+    _check_strategies(strategies, workers)
+    if not isinstance(optimizer, OptimizerSettings) or isinstance(optimizer, type):
+        raise UsageError(f"optimizer={optimizer!r}: give firesteel.Adam(lr=...) or firesteel.Optimizer(cls, **settings).")
+    if not isinstance(cluster, Cluster):
+        raise UsageError(f"cluster={cluster!r}: give a firesteel.Cluster, or Cluster.load(path).")
+    if min(cluster.row_seconds(0)) + cluster.compute.step_seconds <= 0:
+        raise UsageError("this cluster computes in no time, so there is no speed-up to plan: give Compute(row_seconds=...).")
+    cluster = dataclasses.replace(cluster, failures=())
+    module = model if isinstance(model, nn.Module) or not callable(model) else model()
+    if not isinstance(module, nn.Module):
+        raise UsageError(f"model={model!r}: give an nn.Module, or a call that makes one.")
+    sizes = {kind: ModelSize.of(module, kind) for kind in {optimizer, SGD()}}
     alone = rehearse(Single(), cluster.resized(1), sizes[optimizer], rows, batch_size).epoch_seconds
     found: list[Prediction] = []
     for n in workers:
@@ -122,3 +148,29 @@ def plan(
                 found.append(rehearse(strategy, cluster.resized(n), size, rows, batch_size, shards))
             watch()
     return Plan(alone, tuple(found), target_seconds)
+
+
+def _check_counts(rows: int, workers: list[int], batch_size: int, shards: int, target_seconds: float | None) -> None:
+    if not workers:
+        raise UsageError("workers=[]: a plan needs a number of workers, or several to compare.")
+    for name, value in [("rows", rows), ("batch_size", batch_size), ("shards", shards), *(("workers", n) for n in workers)]:
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UsageError(f"{name}={value!r}: a plan needs a whole number, 1 or more.")
+    if max(workers) > rows:
+        raise UsageError(f"{max(workers)} workers for {rows} rows: some would have nothing to train on.")
+    if target_seconds is not None and not (math.isfinite(target_seconds) and target_seconds > 0):
+        raise UsageError(f"target_seconds={target_seconds}: it must be greater than 0.")
+
+
+def _check_strategies(strategies: list[Any], workers: list[int]) -> None:
+    for each in strategies:
+        if isinstance(each, type):
+            raise UsageError(f"strategies: {each.__name__} is a class; give an instance: {each.__name__}().")
+        if not inspect.iscoroutinefunction(getattr(each, "run", None)):
+            raise UsageError(f"strategies: {each!r} has no `async def run(self, worker, net)`; see docs/write-your-own.md.")
+    idle = (Ensemble,) if min(workers) == 1 else (Ensemble, Single)
+    if all(isinstance(each, idle) for each in strategies):
+        raise UsageError(
+            f"strategies={strategies}, workers={workers}: there is nothing to recommend. Single is planned for 1 worker, and "
+            "Ensemble only beside others, as it makes one model for each worker; add a strategy such as SyncSGD()."
+        )

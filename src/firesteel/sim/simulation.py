@@ -134,6 +134,8 @@ class Member:
     def start(self, program: Coroutine[Any, Any, Any], generator: Tensor | None = None) -> None:
         """Let the program begin now. `generator`: the state of torch's global generator that it draws from."""
         self.program, self.generator = program, generator
+        if self.attempt:
+            self.trace.mark("join", 0)
         self.simulation.at(self.now, self.rank, self._resume)
 
     def meter(self, rows: int) -> Callable[[float], None]:
