@@ -30,7 +30,7 @@ from firesteel.net.gang import GangNet
 from firesteel.net.meeting import Meeting, join, leave
 from firesteel.net.protocol import Vec, drive, full_batch
 from firesteel.net.shared import host_name
-from firesteel.results import Kept, history_row, ipc, mark_of, rows, to_add_up
+from firesteel.results import Kept, check_result, history_row, ipc, mark_of, rows, to_add_up
 from firesteel.stopping import HURRY
 from firesteel.trace import Trace
 from firesteel.worker import Worker
@@ -134,6 +134,7 @@ class GangProcess:
         began = self.trace.clock.now() if job.resume_from else 0.0
         self.trace.clock.start(began)
         result = drive(job.strategy.run(worker, self._net))
+        check_result(result, self.rank, worker.params.numel())
         self.timing["train_seconds"] = self.trace.clock.now() - began
         if not self.kept.marks or self._published != worker.steps_done or not self._is_last(result):
             self._keep(result, (), final=True)

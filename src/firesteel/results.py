@@ -12,6 +12,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from firesteel.errors import StrategyError
 from firesteel.net.protocol import Vec
 from firesteel.trace import Trace
 
@@ -75,6 +76,17 @@ def mark_of(trace: Trace, step: int, figures: dict[str, float] | None = None) ->
 def to_add_up(marks: list[dict[str, Any]]) -> Tensor:
     """What is summed over the workers, float64 [marks, 5]."""
     return torch.tensor([[m[name] for name in _ADDED_UP] for m in marks], dtype=torch.float64)
+
+
+def check_result(result: object, rank: int, size: int) -> None:
+    """Raise StrategyError unless a strategy's `run` has returned parameters: [P], or [M, P] of an ensemble."""
+    if isinstance(result, Tensor) and result.dim() in (1, 2) and result.shape[-1] == size:
+        return
+    got = f"a tensor of shape {list(result.shape)}" if isinstance(result, Tensor) else type(result).__name__
+    raise StrategyError(
+        f"the strategy's run returned {got} on worker {rank}. End it with the final parameters, [{size}] (or [M, {size}], an "
+        "ensemble of M members): return worker.params, say."
+    )
 
 
 def history_row(

@@ -152,3 +152,19 @@ def test_unequal_calls_are_an_error_that_names_both():
 
     found = gang(2, program, True)
     assert any("called all_reduce on 12 bytes, worker 1 on 16" in text for _, text, _ in found.values())
+
+
+@pytest.mark.parametrize("verb", ["send", "recv", "broadcast", "group"])
+def test_workers_that_do_not_exist_are_refused_at_once(verb):
+    async def program(net):
+        x = torch.zeros(1)
+        calls = {
+            "send": lambda: net.send(x, 2),
+            "recv": lambda: net.recv(2),
+            "broadcast": lambda: net.broadcast(x, 2),
+            "group": lambda: net.group([0, 1, 2]),
+        }
+        await calls[verb]()
+
+    for rank, (kind, text, _) in gang(2, program, True).items():
+        assert kind == "error" and f"StrategyError: worker {rank} " in text and "but this net has the workers 0 .. 1" in text

@@ -106,6 +106,16 @@ def test_a_server_merges_every_push_once(cluster, rounds):
     assert seconds == sorted(seconds)
 
 
+def test_a_program_may_end_with_a_push():
+    async def program(net, member):
+        member.meter(2)(1.0)
+        await net.push(torch.ones(3))
+
+    center = served(Cluster(2), program, torch.zeros(3), Downpour())
+    assert [e["kind"] for e in center.table().to_pylist()] == ["join", "join", "push", "leave", "push", "leave"]
+    assert torch.equal(center.params, torch.full((3,), 2.0))
+
+
 def test_what_is_posted_early_overlaps_with_what_is_computed():
     cluster = Cluster(4, Compute(row_seconds=1e-3), Network(latency_seconds=5e-3))
 
@@ -254,6 +264,24 @@ def test_a_foreign_await_is_refused():
     assert "not a verb of its net" in said(program)
 
 
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda net: net.send(torch.zeros(1), 7), r"worker 0 called net.send(to=7), but this net has the workers 0 .. 1"),
+        (lambda net: net.recv(-1), "worker 0 called net.recv(source=-1)"),
+        (lambda net: net.broadcast(torch.zeros(1), root=2), "worker 0 called net.broadcast(root=2)"),
+        (lambda net: net.group([0, 1, 9]), "worker 0 asked for the group (0, 1, 9), but this net has the workers 0 .. 1"),
+        (lambda net: net.group([0, 0]), "worker 0 asked for the group (0, 0), which names a worker twice"),
+        (lambda net: net.group([1 - net.rank]), "worker 0 asked for the group (1,), of which it is no member"),
+    ],
+)
+def test_workers_that_do_not_exist_are_named(call, words):
+    async def program(net, member):
+        await call(net)
+
+    assert words in said(program)
+
+
 def test_a_strategy_that_never_ends_runs_out_of_events_or_seconds():
     async def talks(net, member):
         while True:
@@ -264,6 +292,7 @@ def test_a_strategy_that_never_ends_runs_out_of_events_or_seconds():
             member.meter(1000)(1.0)
 
     assert "within 5,000 events" in said(talks, max_events=5000)
+    assert "within 1 virtual seconds" in said(talks, max_virtual_seconds=1.0)
     assert "within 10 virtual seconds" in said(computes, max_virtual_seconds=10.0)
 
 

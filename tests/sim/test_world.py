@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import gc
 import sys
 import textwrap
+import warnings
 
 import numpy as np
 import pytest
 import torch
-from problem import flat, network, rows
+from problem import network, rows
 from torch import nn
 
 import firesteel
@@ -38,6 +41,7 @@ from firesteel import (
     Simulated,
     Single,
     SlowMo,
+    StrategyError,
     SyncSGD,
     UsageError,
     VectorFreeAdam,
@@ -155,6 +159,15 @@ def test_max_seconds_are_virtual():
         assert 5.0 <= run.timing["train_seconds"] < 6.5
 
 
+@pytest.mark.parametrize("max_seconds", [0.07, 0.1, 0.16])
+def test_workers_that_only_publish_stop_at_the_same_place(max_seconds):
+    """Nothing but the publish points themselves says when: one worker is past the limit there, the other is not."""
+    run = train(Simulated(Cluster(2, Compute((1e-3, 1.5e-3)))), Ensemble(), max_seconds=max_seconds, epochs=9)
+    assert run.status == "stopped"
+    steps = [max(e["step"] for e in run.trace.to_pylist() if e["rank"] == rank) for rank in (0, 1)]
+    assert steps[0] == steps[1] == run.settings["steps"]
+
+
 # ---- failures --------------------------------------------------------------------------------------------------------
 
 PACE = Compute(row_seconds=1e-3)
@@ -172,6 +185,43 @@ def test_a_gang_that_loses_a_worker_goes_on_from_its_last_point_and_learns_the_s
     steps = [e for e in run.trace.to_pylist() if e["kind"] == "step"]
     assert len(steps) > sum(e["kind"] == "step" for e in calm.trace.to_pylist())  # work was done again
     assert not [e for e in steps if 0.08 < e["seconds"] < 0.5]
+
+
+def test_failures_that_overlap_keep_the_gang_away_until_all_are_back():
+    calm = train(Simulated(Cluster(2, PACE)), SyncSGD())
+    for failures in (
+        (Failure(0, 0.01, 1.0), Failure(1, 0.02, 0.03)),
+        (Failure(0, 0.01, 0.02), Failure(1, 0.01, 1.0)),
+        (Failure(0, 0.01, 0.5), Failure(1, 0.3, 1.0)),
+        (Failure(0, 0.0, 1.0),),
+    ):
+        run = train(Simulated(Cluster(2, PACE, failures=failures)), SyncSGD())
+        assert same(calm, run)
+        assert run.timing["train_seconds"] == pytest.approx(1.0 + calm.timing["train_seconds"])
+    with pytest.raises(WorkerLost, match=r"worker 1 was lost at virtual second 0\.02 and does not come back"):
+        train(Simulated(Cluster(2, PACE, failures=(Failure(0, 0.01, 1.0), Failure(1, 0.02)))), SyncSGD())
+
+
+def test_a_program_that_has_run_ahead_of_its_death_has_not_come_so_far():
+    calm = train(Simulated(Cluster(1, PACE)), Single())
+    marks = calm.history["seconds"].to_pylist()
+    hit = Cluster(1, PACE, failures=(Failure(0, marks[0] + 0.01, 1.0), Failure(0, 1.05, 2.0)))
+    run = train(Simulated(hit), Single())
+    assert same(calm, run)
+    assert run.history["seconds"].to_pylist() == pytest.approx([marks[0], *(2.0 + s - marks[0] for s in marks[1:])])
+
+
+def test_what_a_lost_worker_had_computed_ahead_is_not_rescued():
+    class Alone:
+        async def run(self, worker, net):
+            for _, batch in worker.steps():
+                worker.step(worker.gradient(batch))
+                net.publish(worker.params)
+            return worker.params
+
+    with pytest.raises(WorkerLost) as caught:
+        train(Simulated(Cluster(2, PACE, failures=(Failure(1, 0.1),))), Alone(), checkpoint_steps=1, model=network)
+    assert "of step 6" in caught.value.__notes__[0]  # of 16 rows, 16 milliseconds each
 
 
 def test_a_gang_whose_worker_does_not_come_back_is_lost():
@@ -215,6 +265,45 @@ def test_a_worker_that_returns_goes_on_with_its_running_statistics():
     assert again.settings["replayed"] == "bit-equal" and same(run, again)
 
 
+class Pushes:
+    """Never asks for anything after its first pull, so that its program is through before the first push is merged."""
+
+    needs_seen = False
+
+    async def run(self, worker, net):
+        worker.params = await net.pull()
+        for _, batch in worker.steps():
+            before = worker.params.clone()
+            worker.step(worker.gradient(batch))
+            await net.push(worker.params - before)
+        return worker.params
+
+    def merge(self, center, push):
+        center.add_(push.delta)
+
+
+def test_a_worker_that_dies_pushes_no_more():
+    calm = train(Simulated(Cluster(2, PACE)), Pushes())
+    hit = train(Simulated(Cluster(2, PACE, failures=(Failure(1, 0.05),))), Pushes())
+    mine = [e for e in hit.arrivals.to_pylist() if e["worker"] == 1]
+    assert [e["kind"] for e in mine] == ["join", "pull", "push", "push", "push", "leave"]  # 16 milliseconds each
+    assert mine[-1]["seconds"] == 0.05
+    kinds = [[e["kind"] for e in run.arrivals.to_pylist() if e["worker"] == 0] for run in (calm, hit)]
+    assert kinds[0] == kinds[1]
+    back = train(Simulated(Cluster(2, PACE, failures=(Failure(1, 0.05, 3.0),))), Pushes())
+    pushes = [e["sequence"] for e in back.arrivals.to_pylist() if e["worker"] == 1 and e["kind"] == "push"]
+    assert pushes == list(range(1, len(pushes) + 1)) and len(pushes) == kinds[0].count("push")
+    assert back.timing["train_seconds"] > 3.0 > hit.timing["train_seconds"]
+
+
+def test_a_worker_can_be_away_from_the_very_beginning():
+    run = train(Simulated(Cluster(2, PACE, failures=(Failure(1, 0.0, 1.0),))), DynSGD(2))
+    mine = [e for e in run.arrivals.to_pylist() if e["worker"] == 1]
+    assert [e["kind"] for e in mine][:3] == ["join", "leave", "join"] and mine[2]["seconds"] == 1.0
+    never = train(Simulated(Cluster(2, PACE, failures=(Failure(1, 0.0),))), DynSGD(2))
+    assert not [e for e in never.trace.to_pylist() if e["rank"] == 1]
+
+
 # ---- what users write and get wrong ----------------------------------------------------------------------------------
 
 
@@ -254,6 +343,29 @@ def test_errors_of_users_code_come_once_with_the_worker_named():
 
     with pytest.raises(WorkerFailed, match=r"worker 1 on .* raised ZeroDivisionError: no luck(.|\n)*in run"):
         train(Simulated(Cluster(2)), Breaks())
+
+
+def test_a_failing_run_leaves_no_program_behind():
+    class Breaks:
+        async def run(self, worker, net):
+            raise ZeroDivisionError("no luck")
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        with pytest.raises(WorkerFailed, match=r"worker 0 .* no luck"):
+            train(Simulated(Cluster(3)), Breaks())
+        gc.collect()
+    assert not [w for w in caught if "never awaited" in str(w.message)]
+
+
+@pytest.mark.parametrize("on", [Simulated(Cluster(2)), Local(1)], ids=["simulated", "local"])
+def test_a_strategy_returns_parameters(on):
+    class Nothing:
+        async def run(self, worker, net):
+            pass
+
+    with pytest.raises(StrategyError, match=r"run returned NoneType on worker 0\. End it with the final parameters, \["):
+        train(on, Nothing())
 
 
 def test_divergence_stops_with_the_last_good_model():
@@ -305,10 +417,113 @@ def test_the_callers_own_generator_and_threads_are_given_back():
     torch.set_flush_denormal(False)
 
 
-def test_a_module_given_as_it_is_is_not_shared_between_workers():
+# ---- what a worker keeps is its own ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("strategy", [Ensemble(), SyncSGD(), DynSGD(2)], ids=str)
+def test_a_module_given_as_it_is_is_not_shared_between_workers(strategy):
+    module = norms()
+    before, held = copy.deepcopy(module.state_dict()), copy.deepcopy(module)
+
+    def factory() -> nn.Module:
+        made = norms()
+        made.load_state_dict(before)
+        return made
+
+    expected, as_it_is, by_closure = (train(Simulated(Cluster(3)), strategy, model=m) for m in (factory, module, lambda: held))
+    assert same(expected, as_it_is) and same(expected, by_closure)
+    assert all(torch.equal(x, before[name]) for name, x in module.state_dict().items())
+
+
+def test_a_module_given_as_it_is_can_be_replayed():
     module = network()
-    before = flat(module).clone()
-    run = train(Simulated(Cluster(3)), Ensemble(), model=module)
-    assert torch.equal(flat(module), before)
-    members = [flat(m) for m in run.model.members]
-    assert len(members) == 3 and not torch.equal(members[0], members[1])
+    run = train(Simulated(Cluster(2)), DynSGD(2), model=lambda: copy.deepcopy(module))
+    assert train(Replay(run), DynSGD(2), model=module).settings["replayed"] == "bit-equal"
+
+
+@pytest.mark.parametrize("strategy", [Ensemble(), DynSGD(2)], ids=str)
+def test_a_backbone_that_a_python_module_holds_is_not_shared(strategy, tmp_path, monkeypatch):
+    (tmp_path / "holding.py").write_text(
+        textwrap.dedent("""
+            import copy
+
+            from torch import nn
+
+            BACKBONE = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8))
+            PRISTINE = copy.deepcopy(BACKBONE)
+
+            def shared():
+                return nn.Sequential(BACKBONE, nn.Linear(8, 4))
+
+            def fresh():
+                return nn.Sequential(copy.deepcopy(PRISTINE), nn.Linear(8, 4))
+        """)
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import holding  # pyright: ignore[reportMissingImports]
+
+    found = [train(Simulated(Cluster(3)), strategy, model=m) for m in (holding.fresh, holding.shared)]
+    assert same(*found)
+    del sys.modules["holding"]
+
+
+class Remembers:
+    """A strategy that keeps its momentum, and the number of its runs, where a beginner would."""
+
+    def __init__(self):
+        self.runs = 0
+        self.momentum = None
+
+    def __repr__(self):
+        return "Remembers()"
+
+    async def run(self, worker, net):
+        self.runs += 1
+        self.momentum = torch.zeros_like(worker.params) if self.momentum is None else self.momentum
+        for step, batch in worker.steps():
+            worker.step(self.momentum.mul_(0.5).add_(worker.gradient(batch), alpha=self.runs))
+            if step % 3 == 0:
+                worker.params = await net.all_reduce(worker.params)
+        return await net.all_reduce(worker.params)
+
+
+class Tiring(nn.Module):
+    """A loss that counts how often it is called."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def forward(self, outputs, targets):
+        self.calls += 1
+        return nn.functional.cross_entropy(outputs, targets) / (1 + 0.01 * self.calls)
+
+
+def test_what_a_strategy_or_a_loss_keeps_is_each_workers_own():
+    found = [train(on, Remembers(), loss=Tiring()) for on in (Local(2, threads=1), Simulated(Cluster(2)))]
+    assert same(*found) and found[0].metrics == found[1].metrics
+    strategy = Remembers()
+    hit = Cluster(2, PACE, failures=(Failure(1, 0.01, 0.5),))  # back at the beginning, in new processes
+    assert same(found[0], train(Simulated(hit), strategy, loss=Tiring()))
+    assert strategy.runs == 0
+
+
+def test_the_merging_strategy_is_the_servers_own():
+    class Counts(Pushes):
+        def __init__(self):
+            self.merged = 0
+
+        async def run(self, worker, net):
+            await super().run(worker, net)
+            center = await net.pull()
+            assert self.merged == 0
+            return center
+
+        def merge(self, center, push):
+            self.merged += 1
+            assert push.delta.numel() == center.numel() and push.staleness < self.merged
+            super().merge(center, push)
+
+    strategy = Counts()
+    assert train(Simulated(Cluster(2), Server(shards=2)), strategy).status == "finished"
+    assert strategy.merged == 0

@@ -15,11 +15,12 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore
 
-from firesteel.errors import PeerLost, StrategyError
+from firesteel.errors import PeerLost
 from firesteel.net.control import Control
 from firesteel.net.lacking import NoServer
 from firesteel.net.pending import Pending
 from firesteel.net.protocol import Net, Op, Vec, WireType
+from firesteel.net.ranks import check_group, check_rank
 from firesteel.net.shared import SharedMemory
 from firesteel.trace import Trace
 
@@ -178,6 +179,7 @@ class GangNet(NoServer):
         return self._done("reduce_scatter", sum(_nbytes(shares[r]) for r in others), finish)
 
     def broadcast(self, x: Tensor, root: int = 0) -> Awaitable[Tensor]:
+        check_rank("broadcast", "root", root, self.rank, self.size)
         if self.size == 1:
             return self._done("broadcast", 0, lambda: x)
         x = x.detach().contiguous()
@@ -194,6 +196,7 @@ class GangNet(NoServer):
     # ---- two workers -------------------------------------------------------------------------------------------------
 
     def send(self, x: Tensor, to: int) -> Awaitable[None]:
+        check_rank("send", "to", to, self.rank, self.size)
         x = x.detach().contiguous()
         head = torch.zeros(10, dtype=torch.long)
         head[0], head[1] = _TYPES.index(x.dtype), x.dim()
@@ -207,6 +210,8 @@ class GangNet(NoServer):
         return self._done("send", _nbytes(x), finish)
 
     def recv(self, source: int) -> Awaitable[Tensor]:
+        check_rank("recv", "source", source, self.rank, self.size)
+
         def finish() -> Tensor:
             head = torch.zeros(10, dtype=torch.long)
             self._wait(self._collective(lambda: self._group.recv([head], source, 2)))
@@ -220,8 +225,7 @@ class GangNet(NoServer):
 
     def group(self, ranks: Sequence[int]) -> Net:
         members = tuple(ranks)
-        if self.rank not in members:
-            raise StrategyError(f"worker {self.rank} asked for the group {members}, of which it is no member.")
+        check_group(members, self.rank, self.size)
         self._groups[members] = number = self._groups.get(members, 0) + 1
         store = PrefixStore(f"group/{members}/{number}", self._store)
         rank, size = members.index(self.rank), len(members)

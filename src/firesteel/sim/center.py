@@ -105,6 +105,8 @@ class Servers:
     def _send(
         self, member: Member, numbers: list[Tensor] | None, sequence: int, note: Note | None, asked: Asked | None
     ) -> None:
+        if not member.alive:
+            return  # its program had run ahead of its death
         fabric, now, rank = self.simulation.fabric, self.simulation.now, member.rank
         most = fabric.cluster.merging.stream_bandwidth
         for shard in range(len(self.parts)):

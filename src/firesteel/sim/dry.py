@@ -145,9 +145,8 @@ class DryWorker:
         if value.data_ptr() != self._params.data_ptr():
             _ = self._params.copy_(value)
 
-    @property
-    def rows(self) -> Any:
-        raise UsageError("a dry run has no rows: this strategy's cost cannot be planned, only simulated with data.")
+    def __getattr__(self, name: str) -> Any:
+        raise UsageError(f"a dry run has no worker.{name}: this strategy's cost cannot be planned, only simulated with data.")
 
     def steps(self) -> Iterator[tuple[int, _Rows]]:
         """All of them alike, so that it does not matter where an epoch ends: the rows that it gives a step on average."""

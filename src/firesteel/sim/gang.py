@@ -19,6 +19,7 @@ from firesteel.errors import StrategyError
 from firesteel.net.control import Control
 from firesteel.net.lacking import NoServer
 from firesteel.net.protocol import Net, Op, Vec, WireType
+from firesteel.net.ranks import check_group, check_rank
 from firesteel.sim import costs
 from firesteel.sim.simulation import Member, Posted, Simulation
 
@@ -56,6 +57,7 @@ class Circle:
         self.free_at: float = 0.0
         self.wire_seconds: float = 0.0  # of all collectives so far
         self.groups: dict[tuple[tuple[int, ...], int], Circle] = {}
+        self.stops: list[float] = []  # by publish: whether to stop there
         self.mail: dict[tuple[int, int], deque[tuple[float, Tensor]]] = {}
         self.wanted: dict[tuple[int, int], deque[Posted[Any]]] = {}
 
@@ -73,6 +75,7 @@ class SimulatedGang(NoServer):
         self._circle: Circle = circle
         self._calls: int = 0
         self._groups: dict[tuple[int, ...], int] = {}
+        self._published: int = 0
 
     # ---- all workers together ----------------------------------------------------------------------------------------
 
@@ -96,6 +99,7 @@ class SimulatedGang(NoServer):
         return self._collective("reduce_scatter", x.detach(), op, self._nbytes(x) - self._nbytes(own), self._nbytes(x))
 
     def broadcast(self, x: Tensor, root: int = 0) -> Awaitable[Tensor]:
+        check_rank("broadcast", "root", root, self.rank, self.size)
         sent = self._nbytes(x) if self.rank == root and self.size > 1 else 0
         return self._collective("broadcast", x.detach(), str(root), sent, self._nbytes(x))
 
@@ -152,6 +156,7 @@ class SimulatedGang(NoServer):
     # ---- two workers -------------------------------------------------------------------------------------------------
 
     def send(self, x: Tensor, to: int) -> Awaitable[None]:
+        check_rank("send", "to", to, self.rank, self.size)
         posted = Posted[None](self._member, "send", self._nbytes(x), lambda: f" of {_shape(x)} to worker {to}")
         copy, fabric, key = x.detach().clone(), self._simulation.fabric, (self.rank, to)
         source, target = (fabric.host[self._circle.members[r]] for r in key)
@@ -166,6 +171,7 @@ class SimulatedGang(NoServer):
         return posted
 
     def recv(self, source: int) -> Awaitable[Tensor]:
+        check_rank("recv", "source", source, self.rank, self.size)
         posted = Posted[Tensor](self._member, "recv", 0, lambda: f" from worker {source}")
         self._circle.wanted.setdefault((source, self.rank), deque()).append(posted)
         self._deliver((source, self.rank))
@@ -182,18 +188,19 @@ class SimulatedGang(NoServer):
 
     def group(self, ranks: Sequence[int]) -> Net:
         members = tuple(ranks)
-        if self.rank not in members:
-            raise StrategyError(f"worker {self.rank} asked for the group {members}, of which it is no member.")
+        check_group(members, self.rank, self.size)
         self._groups[members] = number = self._groups.get(members, 0) + 1
         whole = tuple(self._circle.members[r] for r in members)
         circle = self._circle.groups.setdefault((members, number), Circle(whole))
         return SimulatedGang(self._member, circle, members.index(self.rank), self.control)
 
     def publish(self, params: Vec, *rest: Tensor) -> None:
-        if not self.control.met:
-            self._heard(self.control.stop_asked)  # nothing has carried the others' wish: each goes by its own clock
-        self.control.met = False
-        self.control.publish(params, rest)
+        control, stops = self.control, self._circle.stops
+        if self._published == len(stops):  # the first to come here decides for all, so that all stop at the same place
+            stops.append(control.stop_agreed if control.met else max(control.stop_agreed, control.stop_asked))
+        control.stop_agreed, control.met = stops[self._published], False
+        self._published += 1
+        control.publish(params, rest)
 
     def resume(self, *default: Tensor) -> tuple[Tensor, ...]:
         return default if self.control.resumed is None else self.control.resumed

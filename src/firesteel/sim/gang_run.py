@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import copy
+import bisect
 import functools
 import json
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -22,12 +23,13 @@ from firesteel.data.source import stream
 from firesteel.errors import Diverged, WorkerLost
 from firesteel.evaluate import named, probe, published_sums
 from firesteel.job import Job
-from firesteel.losses import resolve_loss, resolve_metrics
+from firesteel.losses import Loss, RowLoss, resolve_loss, resolve_metrics
 from firesteel.net.control import Control
-from firesteel.net.protocol import Vec, full_batch
-from firesteel.results import Kept, history_row, ipc, mark_of, rows, to_add_up
+from firesteel.net.protocol import Strategy, Vec, full_batch
+from firesteel.results import Kept, check_result, history_row, ipc, mark_of, rows, to_add_up
 from firesteel.sim.cluster import Cluster, Failure
 from firesteel.sim.gang import Circle, SimulatedGang
+from firesteel.sim.shipping import shipping
 from firesteel.sim.simulation import Member, Simulation, paces, until
 from firesteel.sim.watching import Ticker
 from firesteel.stopping import HURRY
@@ -50,9 +52,13 @@ class _Point:
 class _Seat:
     """One worker over the whole run, through all its attempts."""
 
-    worker: Worker
+    whole: Shard
+    shard: Shard
     held: Shard
-    train_rows: int
+    worker: Worker
+    strategy: Strategy
+    loss: Loss
+    metrics: dict[str, RowLoss]
     generator: Tensor
     member: Member | None = None
     control: Control = field(default_factory=Control)
@@ -72,11 +78,11 @@ class GangRun:
         self.simulation: Simulation = simulation
         self.ticker: Ticker = ticker
         self.size: int = cluster.workers
-        self.loss: Any = resolve_loss(job.loss, job.columns.weight is not None)
-        self.metrics: Any = resolve_metrics(job.metrics)
         self.kept: Kept = Kept()
         self._paces: list[Any] = paces(cluster, job.seed)
         self._unbounded: bool = job.epochs is None and job.max_steps is None
+        self._failures: list[Failure] = sorted(cluster.failures, key=lambda f: (f.at_seconds, f.worker))  # still to come
+        self._oldest: int = 0  # of the points that are kept
         began = time.perf_counter()
         self.seats: list[_Seat] = self._prepare(source)
         self.every: int = job.checkpoint_steps or self.seats[0].worker.plan.epoch_steps
@@ -89,29 +95,36 @@ class GangRun:
         cut = [split_shard(job, rank, stream(source, rank, size), "") for rank in range(size)]
         job.check_rows(sum(shard.rows for _, shard, _ in cut), sum(held.rows for _, _, held in cut))
         self.validated: bool = any(held.rows for _, _, held in cut)
-        most = max(shard.rows for _, shard, _ in cut)
-        batch_size = most if full_batch(job.strategy) else job.batch_size
-        steps = total_steps(most, batch_size, job.epochs, 2**40 if self._unbounded else job.max_steps)
+        self._most: int = max(shard.rows for _, shard, _ in cut)
+        self._own: Callable[[], Job] = shipping(job)
         seats: list[_Seat] = []
         for rank, (whole, shard, held) in enumerate(cut):
-            plan = Plan(shard.rows, most, batch_size, steps, job.seed, rank)
-            randomness.initialise(job.seed)
-            module = _own(job)
-            probe(module, whole, self.loss, self.metrics)
-            randomness.train(job.seed, rank)
-            generator = torch.get_rng_state()
-            settings: dict[str, Any] = {"schedule": job.schedule, "clip_norm": job.clip_norm}
-            worker = Worker(module.train(), self.loss, job.optimizer, shard, plan, **settings)
-            if seats:  # every replica begins with worker 0's tensors, whatever a factory drew
-                _alike(worker, seats[0].worker)
-            seats.append(_Seat(worker, held, shard.rows, generator))
+            seats.append(_Seat(whole, shard, held, *self._begin(rank, whole, shard)))
+            if rank:  # every replica begins with worker 0's tensors, whatever a factory drew
+                _alike(seats[rank].worker, seats[0].worker)
         return seats
+
+    def _begin(self, rank: int, whole: Shard, shard: Shard) -> tuple[Worker, Strategy, Loss, dict[str, RowLoss], Tensor]:
+        """What a worker's process makes of the job, and the generator's state with which it begins to train."""
+        job = self._own()
+        limit = 2**40 if self._unbounded else job.max_steps
+        batch_size = self._most if full_batch(job.strategy) else job.batch_size
+        steps = total_steps(self._most, batch_size, job.epochs, limit)
+        plan = Plan(shard.rows, self._most, batch_size, steps, job.seed, rank)
+        loss, metrics = resolve_loss(job.loss, job.columns.weight is not None), resolve_metrics(job.metrics)
+        randomness.initialise(job.seed)
+        module = job.build()
+        probe(module, whole, loss, metrics)
+        randomness.train(job.seed, rank)
+        generator = torch.get_rng_state()
+        settings: dict[str, Any] = {"schedule": job.schedule, "clip_norm": job.clip_norm}
+        worker = Worker(module.train(), loss, job.optimizer, shard, plan, **settings)
+        return worker, job.strategy, loss, metrics, generator
 
     def run(self) -> list[pa.RecordBatch]:
         simulation = self.simulation
-        for failure in self.cluster.failures:
-            simulation.at(failure.at_seconds, failure.worker, functools.partial(self._fail, failure))
-        if self.cluster.failures:
+        self._expect_failure()
+        if self._failures:
             for rank, seat in enumerate(self.seats):
                 seat.points[0] = self._point(rank, ())
         self._start()
@@ -138,12 +151,13 @@ class GangRun:
             member.on_end = functools.partial(self._ended, rank)
             member.on_error = functools.partial(_named_error, rank)
             net = SimulatedGang(member, circle, rank, seat.control)
-            member.start(self.job.strategy.run(worker, net), seat.generator)  # pyright: ignore[reportArgumentType]
+            member.start(seat.strategy.run(worker, net), seat.generator)  # pyright: ignore[reportArgumentType]
 
     def _ended(self, rank: int) -> None:
         seat = self.seats[rank]
         assert seat.member is not None
         result = seat.member.result
+        check_result(result, rank, seat.worker.params.numel())
         last = seat.last
         if last is None or seat.published != seat.worker.steps_done or not torch.equal(result, last):
             self._keep(rank, result, ())
@@ -175,13 +189,23 @@ class GangRun:
         if rank == 0:
             self.kept.add(params, torch.empty(0), seat.marks[-1])
             model = pack({"params": params, "statistics": seat.worker.buffers}, {"step": step})
-            self.ticker.board.put("model.safetensors", model)
+            show = functools.partial(self.ticker.board.put, "model.safetensors", model)
+            if self._failures:  # the program may have run ahead of one
+                self.simulation.at(member.now, rank, show)
+            else:
+                show()
             member.now += self.simulation.fabric.to_caller(len(model))
-        if self.cluster.failures:
+        if self._failures and seat.marks[-1]["seconds"] <= self._failures[-1].at_seconds:
             seat.points[len(seat.marks)] = self._point(rank, rest)
-            oldest = min(max(s.points) for s in self.seats)
-            for each in self.seats:
-                each.points = {number: point for number, point in each.points.items() if number >= oldest}
+            oldest = self._newest(self.simulation.now)
+            if oldest > self._oldest:
+                self._oldest = oldest
+                for each in self.seats:
+                    each.points = {number: point for number, point in each.points.items() if number >= oldest}
+
+    def _newest(self, at: float) -> int:
+        """The number of the newest kept point that all workers had come to by a moment: their programs may be ahead of it."""
+        return min(bisect.bisect_right(seat.marks, at, key=lambda mark: mark["seconds"]) for seat in self.seats)
 
     def _point(self, rank: int, rest: tuple[Tensor, ...]) -> _Point:
         worker = self.seats[rank].worker
@@ -189,36 +213,41 @@ class GangRun:
         generator = self.seats[rank].generator if not self.seats[rank].marks else torch.get_rng_state()
         return _Point({n: t.clone() for n, t in tensors.items()}, plain, tuple(x.clone() for x in rest), generator)
 
-    def _fail(self, failure: Failure) -> None:
-        """The gang ends with its worker, and goes on from the newest point that all have, when the worker is back."""
-        simulation = self.simulation
-        members = [seat.member for seat in self.seats if seat.member is not None]
-        if all(m.program is None for m in members):
-            return  # it had ended before
-        if failure.back_seconds is None:
-            raise WorkerLost(
-                f"worker {failure.worker} was lost at virtual second {failure.at_seconds:g} and does not come back; a gang "
-                "needs all its workers. Give the failure back_seconds, or take a strategy with a server."
-            )
-        simulation.stop()
-        number = min(max(seat.points) for seat in self.seats)
-        for seat in self.seats:
+    def _expect_failure(self) -> None:
+        if self._failures:
+            self.simulation.at(self._failures[0].at_seconds, self._failures[0].worker, self._fail)
+
+    def _fail(self) -> None:
+        """The gang ends with its worker, and goes on from the newest point that all have, when nobody is away any more."""
+        if all(seat.member is not None and seat.member.ended for seat in self.seats):
+            return
+        at_seconds = back_seconds = self._failures[0].at_seconds
+        self.simulation.stop()
+        number = self._newest(at_seconds)
+        self.kept.cut(number)
+        while self._failures and self._failures[0].at_seconds <= back_seconds:
+            failure = self._failures.pop(0)
+            if failure.back_seconds is None:
+                raise WorkerLost(
+                    f"worker {failure.worker} was lost at virtual second {failure.at_seconds:g} and does not come back; a gang "
+                    "needs all its workers. Give the failure back_seconds, or take a strategy with a server."
+                )
+            back_seconds = max(back_seconds, failure.back_seconds)
+        for rank, seat in enumerate(self.seats):
             assert seat.member is not None
-            seat.traces.append(until(seat.member.trace.table(), failure.at_seconds))
+            seat.traces.append(until(seat.member.trace.table(), at_seconds))
             del seat.marks[number:], seat.statistics[number:]
+            seat.worker, seat.strategy, seat.loss, seat.metrics, _ = self._begin(rank, seat.whole, seat.shard)
+            _alike(seat.worker, self.seats[0].worker)
             point = seat.points[number]
-            seat.worker.optimizer.state.clear()
             # Copies: the optimizer works on the tensors that it is given, and the point may be needed again.
             seat.worker.restore({n: t.clone() for n, t in point.tensors.items()}, point.plain)
             seat.generator, seat.last = point.generator, None
             seat.published = int(seat.marks[-1]["step"]) if seat.marks else 0
             seat.control = Control(resumed=tuple(x.clone() for x in point.rest) or None)
             seat.points = {number: point}
-        self.kept.cut(number)
-        for later in self.cluster.failures:
-            if later.at_seconds > failure.at_seconds:
-                simulation.at(max(later.at_seconds, failure.back_seconds), later.worker, functools.partial(self._fail, later))
-        simulation.at(failure.back_seconds, -1, self._start)  # ahead of a failure at the same moment
+        self.simulation.at(back_seconds, -1, self._start)
+        self._expect_failure()
 
     # ---- being watched -----------------------------------------------------------------------------------------------
 
@@ -278,7 +307,7 @@ class GangRun:
                 "hurried": hurried,
                 "converged": worker.converged,
                 "early": False,
-                "train_rows": sum(s.train_rows for s in seats),
+                "train_rows": sum(s.shard.rows for s in seats),
                 "samples_before": 0,
                 "first_step_at": member.trace.first_step_at,
                 "timing": self.timing,
@@ -305,17 +334,11 @@ class GangRun:
 
     def _evaluate(self, params: Vec, statistics: Vec) -> dict[str, float]:
         target = self.job.columns.target
-        worker = self.seats[0].worker
-        total = torch.zeros(2 + len(self.metrics), dtype=torch.float64)
+        metrics = self.seats[0].metrics
+        total = torch.zeros(2 + len(metrics), dtype=torch.float64)
         for seat in self.seats:
-            total += published_sums(worker, params, statistics, seat.held, self.loss, self.metrics, target)
-        return named(total, self.metrics)
-
-
-def _own(job: Job) -> Any:
-    """A model of its own for each worker, also where the job holds a module and not a factory."""
-    module = job.build()
-    return copy.deepcopy(module) if module is job.model else module
+            total += published_sums(seat.worker, params, statistics, seat.held, seat.loss, seat.metrics, target)
+        return named(total, metrics)
 
 
 def _alike(worker: Worker, first: Worker) -> None:

@@ -15,20 +15,18 @@ from typing import Any, final
 import pyarrow as pa
 import torch
 
-from firesteel.center_process import score
 from firesteel.checkpoint import Board, Folder
 from firesteel.data.source import FrameSource, stream
 from firesteel.errors import UsageError
 from firesteel.job import Job, Score
 from firesteel.lent import lent
 from firesteel.net.hosting import Collected, Serve
-from firesteel.net.meeting import Meeting
 from firesteel.net.protocol import Vec
 from firesteel.run import Run
 from firesteel.sim.cluster import Cluster
 from firesteel.sim.fabric import Fabric
 from firesteel.sim.script import Script
-from firesteel.sim.server_run import ServerRun
+from firesteel.sim.server_run import ServerRun, scores
 from firesteel.sim.simulation import Simulation
 from firesteel.sim.watching import Ticker, interrupts
 
@@ -115,9 +113,7 @@ def run(
     with lent(job.threads or 1):
         shards = _batches(source, size, meaning.get("spark"))
         if isinstance(job.work, Score):
-            device = torch.device("cpu")
-            scored = [list(score(job, Meeting(r, size, "", 0, ""), shards(r), device)) for r in range(size)]
-            return [batch for part in scored for batch in part], None
+            return scores(job, size, shards), None
         if serve is None:
             raise UsageError("only runs of strategies with a server can be replayed; others repeat bit for bit by themselves.")
         return _replay(job, shards, on, watch, serve)

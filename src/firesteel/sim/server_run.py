@@ -6,19 +6,20 @@ import functools
 import json
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, final
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from firesteel.center_process import Notes, make_worker, split_shard
+from firesteel.center_process import Notes, make_worker, score, split_shard
 from firesteel.data.shard import Shard
 from firesteel.errors import Diverged
 from firesteel.job import Job
 from firesteel.net.center import Center, Rules
 from firesteel.net.hosting import Collected, Serve
+from firesteel.net.meeting import Meeting
 from firesteel.net.merging import Merging
 from firesteel.net.protocol import Vec
 from firesteel.net.serving import cut
@@ -26,6 +27,7 @@ from firesteel.results import ipc
 from firesteel.results import rows as result_rows
 from firesteel.sim.center import SimulatedWorker
 from firesteel.sim.cluster import Cluster, Failure
+from firesteel.sim.shipping import shipping
 from firesteel.sim.simulation import Member, Simulation, paces, until
 from firesteel.sim.watching import Ticker
 from firesteel.stopping import HURRY
@@ -73,6 +75,7 @@ class ServerRun:
         job.check_rows(sum(seat.shard.rows for seat in self.seats), sum(seat.held_rows for seat in self.seats))
         self.data_seconds: float = time.perf_counter() - began
         self._paces: list[Any] = paces(cluster, job.seed)
+        self._own: Callable[[], Job] = shipping(job)
         self._hurried: bool = False
         self._kept: list[list[tuple[dict[str, float], Vec, Vec]]] = [[] for _ in range(serve.server.shards)]
         rules = Rules(serve.server.max_ahead, serve.server.max_growth, serve.server.record_every)
@@ -80,7 +83,7 @@ class ServerRun:
         centers = [
             Center(
                 serve.params[part].clone(),
-                Merging(job.strategy),
+                Merging(self._own().strategy),
                 cluster.workers,
                 None if shard else serve.statistics,
                 rules,
@@ -95,9 +98,9 @@ class ServerRun:
 
     def run(self) -> tuple[list[pa.RecordBatch], Collected]:
         simulation = self.simulation
-        for failure in self.cluster.failures:
-            simulation.at(failure.at_seconds, failure.worker, functools.partial(self._fail, failure))
         self.servers.begin(self._start)
+        for failure in self.cluster.failures:  # also one at 0 finds its worker begun
+            simulation.at(failure.at_seconds, failure.worker, functools.partial(self._fail, failure))
         simulation.run()
         _ = self.ticker.tick(self._state, final=True)
         return self._report(), self._collected()
@@ -105,7 +108,7 @@ class ServerRun:
     # ---- one worker --------------------------------------------------------------------------------------------------
 
     def _start(self, rank: int, attempt: int) -> None:
-        job, seat, size = self.job, self.seats[rank], len(self.seats)
+        job, seat, size = self._own(), self.seats[rank], len(self.seats)
         if seat.member is not None:
             seat.traces.append(_trace(seat, seat.member))
             seat.lost_at = None
@@ -131,8 +134,7 @@ class ServerRun:
             if not isinstance(error, Diverged):
                 error.firesteel_rank = rank  # pyright: ignore[reportAttributeAccessIssue]
                 raise error
-            why, sequence = str(error).split(". ")[0], net.sequence
-            self.simulation.at(member.now, rank, lambda: self.servers.roll_back(member, sequence, why))
+            self.servers.roll_back(member, net.sequence, str(error).split(". ")[0])
             ended()
 
         member.on_end, member.on_error = ended, failed
@@ -145,8 +147,9 @@ class ServerRun:
         """The worker goes; the others do not notice. What it had sent and was not merged is lost."""
         rank, seat = failure.worker, self.seats[failure.worker]
         member = seat.member
-        if member is None or seat.ended:
+        if seat.ended:
             return
+        assert member is not None
         member.die()
         seat.lost_at = failure.at_seconds
         for shard in range(len(self.servers.parts)):
@@ -200,6 +203,7 @@ class ServerRun:
             member = seat.member
             if member is None:  # it never joined, in the run that is replayed
                 member = Member(self.simulation, rank, self._paces[rank])
+            trace = _trace(seat, member)
             report = {
                 "first_step_at": member.trace.first_step_at,
                 "train_rows": seat.shard.rows,
@@ -207,9 +211,12 @@ class ServerRun:
                 "attempt": member.attempt,
                 "threads": self.job.threads,
                 "device": "cpu",
-                "timing": {"data_seconds": self.data_seconds, "train_seconds": member.now},
+                "timing": {
+                    "data_seconds": self.data_seconds,
+                    "train_seconds": member.now if seat.lost_at is None else seat.lost_at,
+                },
             }
-            trace = pa.concat_tables([*seat.traces, _trace(seat, member)])
+            trace = pa.concat_tables([*seat.traces, trace])
             batches += [*result_rows("report", rank, json.dumps(report).encode()), *result_rows("trace", rank, ipc(trace))]
         return batches
 
@@ -217,3 +224,11 @@ class ServerRun:
 def _trace(seat: _Seat, member: Member) -> pa.Table:
     table = member.trace.table()
     return table if seat.lost_at is None else until(table, seat.lost_at)
+
+
+def scores(job: Job, size: int, rows: Callable[[int], Iterable[pa.RecordBatch]]) -> list[pa.RecordBatch]:
+    """What the workers say of the models that the servers kept, each on its own rows held out."""
+    own, device = shipping(job), torch.device("cpu")
+    jobs = (replace(own(), work=job.work) for _ in range(size))
+    found = (score(mine, Meeting(rank, size, "", 0, ""), rows(rank), device) for rank, mine in enumerate(jobs))
+    return [batch for batches in found for batch in batches]

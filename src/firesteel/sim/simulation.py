@@ -7,6 +7,8 @@ see posts in order of virtual time, whoever's program happened to run first.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import gc
 import heapq
 import math
@@ -59,6 +61,17 @@ class Simulation:
         Raises:
             StrategyError: programs wait for what never comes, forget an await, or never end.
         """
+        try:
+            self._play()
+            self.on_idle()
+            stuck = [m for m in self.members if m.program is not None and m.alive]
+            if stuck:
+                raise StrategyError(_deadlock(stuck, self.members))
+        except BaseException:
+            self.stop()
+            raise
+
+    def _play(self) -> None:
         queue = self._queue
         gc.freeze()  # thousands of workers that no event can free: the collector need not walk them again and again
         try:
@@ -70,10 +83,6 @@ class Simulation:
                 action()
         finally:
             gc.unfreeze()
-        self.on_idle()
-        stuck = [m for m in self.members if m.program is not None and m.alive]
-        if stuck:
-            raise StrategyError(_deadlock(stuck, self.members))
 
     def count(self) -> None:
         """One more event; the budget is checked here."""
@@ -119,6 +128,7 @@ class Member:
         self.attempt: int = attempt
         self.now: float = simulation.now
         self.alive: bool = True
+        self.ended: bool = False
         self.computed_seconds: float = 0.0
         self.trace: Trace = Trace(rank, VirtualClock(self))
         self.program: Coroutine[Any, Any, Any] | None = None
@@ -158,29 +168,32 @@ class Member:
         self.alive, self.waiting = False, None
         self.open.clear()
         if self.program is not None:
-            self.program.close()
+            with contextlib.suppress(Exception):  # of its finally blocks, which a worker that dies never comes to
+                self.program.close()
             self.program = None
 
     def _resume(self) -> None:
         program = self.program
         if program is None or not self.alive:
             return
+        self.simulation.check_clock(self.simulation.now)
         if self.generator is not None:
             torch.set_rng_state(self.generator)
-        self.waiting = None
+        self.waiting = posted = None
+        ending: Callable[[], None] | None = None
         try:
             posted = program.send(None)
         except StopIteration as end:
-            self.program, self.result = None, end.value
-            self._check_open()
-            self.on_end()
-            return
+            ending = functools.partial(self._end, end.value)
         except Exception as error:
-            self.program = None
-            self.on_error(error)
-            return
+            ending = functools.partial(self._break, error)
         if self.generator is not None:
             self.generator = torch.get_rng_state()
+        if ending is not None:
+            # It runs until the moment of its own clock: what it has posted happens before, and a failure still can.
+            self.program = None
+            self.simulation.at(self.now, self.rank, ending)
+            return
         if not isinstance(posted, Posted):
             raise StrategyError(
                 "the strategy awaited something that is not a verb of its net (asyncio's sleep, say); "
@@ -195,6 +208,20 @@ class Member:
         self.waiting = posted
         if posted.at is not None:
             self.wake(posted.at)
+
+    def _end(self, result: Any) -> None:
+        if not self.alive:
+            return
+        self.ended, self.result = True, result
+        if self.generator is not None:
+            torch.set_rng_state(self.generator)
+        self._check_open()
+        self.on_end()
+
+    def _break(self, error: BaseException) -> None:
+        if self.alive:
+            self.ended = True
+            self.on_error(error)
 
     def _check_open(self) -> None:
         if self.open:

@@ -36,6 +36,7 @@ class Ticker:
         self.board: Notices = board
         self._watch: Callable[[Board], None] = watch
         self._shown: float = time.monotonic()
+        watch(board)  # from now on it knows where to look for the last good model
 
     def tick(self, state: Callable[[], dict[str, Any]], final: bool = False) -> bytes | None:
         """Returns a request to stop, if there is one."""

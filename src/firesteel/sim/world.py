@@ -8,9 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, final
 
 import pyarrow as pa
-import torch
 
-from firesteel.center_process import score
 from firesteel.checkpoint import Board
 from firesteel.data.source import FrameSource, TableSource, stream
 from firesteel.errors import FiresteelError, UsageError
@@ -18,13 +16,12 @@ from firesteel.failures import describe, raise_cause
 from firesteel.job import Job, Score
 from firesteel.lent import lent
 from firesteel.net.hosting import Collected, Serve
-from firesteel.net.meeting import Meeting
 from firesteel.server import DEFAULT, Server
 from firesteel.sim.center import Servers
 from firesteel.sim.cluster import Cluster
 from firesteel.sim.fabric import Fabric
 from firesteel.sim.gang_run import GangRun
-from firesteel.sim.server_run import ServerRun
+from firesteel.sim.server_run import ServerRun, scores
 from firesteel.sim.simulation import Simulation
 from firesteel.sim.watching import Ticker, interrupts
 
@@ -35,7 +32,8 @@ class Simulated:
     """Train on an imagined cluster: real gradients, virtual seconds, one thread, the same result every time.
 
     All seconds of the run (history, trace, `max_seconds`) are virtual. What a synchronous strategy learns is bit-equal to
-    `Local` with two workers; with a server it depends on the order of arrival, which the cluster decides.
+    `Local` with two workers; with a server it depends on the order of arrival, which the cluster decides. No points to resume
+    from are written: `run_dir` gets no checkpoints, and `checkpoint_steps` only says how often a model is kept for the history.
     """
 
     cluster: Cluster
@@ -74,8 +72,7 @@ def run(
     with lent(on.threads):
         try:
             if isinstance(job.work, Score):
-                device, meet = torch.device("cpu"), [Meeting(rank, size, "", 0, "") for rank in range(size)]
-                return [batch for m in meet for batch in score(job, m, stream(source, m.rank, size), device)], None
+                return scores(job, size, lambda rank: stream(source, rank, size)), None
             fabric = Fabric(on.cluster, on.server.shards if serve else 0)
             simulation = Simulation(fabric, on.max_events, on.max_virtual_seconds)
             with interrupts() as board:
