@@ -26,7 +26,7 @@ _BLOCK = 2**21  # numbers
 async def excursions(worker: Worker, net: Net, window: int, normalise: bool, prefetch: bool) -> Vec:
     """Leave the center for `window` local steps, push the way travelled (or its mean step), pull; repeat."""
     center = worker.params = await net.pull()
-    taken, pending, left = 0, None, center
+    taken, pending, left = 0, None, worker.params
 
     def travelled() -> Vec:
         delta = torch.sub(worker.params, center, out=center)  # in its place: what is pulled next is another one
