@@ -29,7 +29,7 @@ def run():
 def test_history_has_a_row_an_epoch(run):
     assert run.history.column_names == [
         "seconds", "step", "epoch", "samples", "train_loss", "validation_loss", "validation_accuracy", "bytes_sent",
-        "waited_seconds",
+        "waited_seconds", "rounds",
     ]  # fmt: skip
     rows = run.history.to_pylist()
     assert [row["epoch"] for row in rows] == [1, 2, 3]

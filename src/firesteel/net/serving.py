@@ -30,13 +30,13 @@ from firesteel.checkpoint import Folder, pack, unpack
 from firesteel.errors import UsageError
 from firesteel.net import snapshots, wire
 from firesteel.net.center import Center, Rules
+from firesteel.net.door import Door
 from firesteel.net.meeting import open_store
 from firesteel.net.merging import Merging
 from firesteel.net.protocol import Vec
 from firesteel.sealing import seal
 
 _HELLO_SECONDS = 10.0  # for TLS and the token
-_AT_THE_DOOR = 256  # connections that have not yet shown the token
 
 
 @final
@@ -74,37 +74,6 @@ def cut(size: int, shards: int) -> list[slice]:
 
 
 @final
-class _Door:
-    """Connections that have not yet shown the token, oldest first. So many of them that they would take all files or threads
-    are not kept: the oldest has had the most time."""
-
-    def __init__(self) -> None:
-        self._lock: threading.Lock = threading.Lock()
-        self._waiting: dict[socket.socket, None] = {}
-
-    def enter(self, connection: socket.socket) -> None:
-        with self._lock:
-            self._waiting[connection] = None
-            too_many = len(self._waiting) > _AT_THE_DOOR
-        if too_many:
-            self.send_away_the_oldest()
-
-    def leave(self, connection: socket.socket) -> None:
-        """It has shown the token, or is about to be closed."""
-        with self._lock:
-            self._waiting.pop(connection, None)
-
-    def send_away_the_oldest(self) -> None:
-        """Its own thread wakes by that, and closes it."""
-        with self._lock, contextlib.suppress(OSError, StopIteration):
-            oldest = next(iter(self._waiting))
-            del self._waiting[oldest]
-            socket.socket.shutdown(
-                oldest, socket.SHUT_RDWR
-            )  # not TLS's own, which would pull the stream from under that thread
-
-
-@final
 class Server:
     """One shard. `number` 0 also holds the running statistics."""
 
@@ -114,7 +83,7 @@ class Server:
         self.port: int = self._listener.getsockname()[1]
         self._tls: ssl.SSLContext | None = _tls(folder, *serving.certificate) if serving.certificate else None
         self._token: bytes = serving.token.encode()
-        self._door: _Door = _Door()
+        self._door: Door = Door()
         self._serving: Serving = serving
         self._number: int = number
         self._folder: str = folder
