@@ -115,19 +115,6 @@ def test_an_exchange_with_an_idle_server(nbytes, latency, bandwidth):
     assert event["seconds"] + latency + nbytes / bandwidth == pytest.approx(said, rel=1e-9)
 
 
-def test_a_card_that_has_rested_sends_a_burst_at_once():
-    fabric = Fabric(Cluster(2, network=Network(1e-3, 1e6, burst_bytes=2e4)))
-    assert fabric.transfer(0.0, 0, 1, 10_000) == (0.0, 1e-3)  # all of it fits into the burst
-    sent, arrived = fabric.transfer(0.0, 0, 1, 50_000)
-    assert sent == pytest.approx(0.04) and arrived == pytest.approx(0.041)  # 60,000 bytes, less the burst
-    sent, _ = fabric.transfer(sent, 0, 1, 10_000)
-    assert sent == pytest.approx(0.05)  # nothing is left of it
-    sent, _ = fabric.transfer(0.055, 0, 1, 30_000)
-    assert sent == pytest.approx(0.08)  # 5,000 bytes have come back: at 0.07 the rate alone had 100,000 to carry
-    sent, _ = fabric.transfer(1.0, 0, 1, 30_000)
-    assert sent == pytest.approx(1.01)  # rested again
-
-
 @pytest.mark.parametrize("workers", [1, 5, 20])
 def test_a_saturated_server_serves_each_worker_once_a_round(workers):
     """Workers that compute nothing come round as fast as the server's card and merges allow, and no faster."""

@@ -26,7 +26,6 @@ from firesteel.worker import Worker, flatten
 
 _TIMES = 24  # each measurement; the first quarter warms up
 _SECONDS = 1.5  # of computing, at least: what else a machine does comes by the tenth of a second
-_REST_SECONDS = 0.04  # of a link between two exchanges, about as many steps of a small model take
 _TINY = 16  # numbers of a message that is nothing but latency
 
 
@@ -57,19 +56,15 @@ class _Meets:
 @final
 @dataclass(frozen=True)
 class _Pushes:
-    """The first few workers push and pull, after computing for a while; the others have nothing to do."""
+    """The first few workers push and pull; the others have nothing to do."""
 
     workers: int
-    between_seconds: float
     needs_seen: ClassVar[bool] = False
 
     async def run(self, worker: Worker, net: Net) -> Vec:
         center = await net.pull()
         if net.rank < self.workers:
             for _ in range(_TIMES + 1):
-                until = time.perf_counter() + self.between_seconds
-                while time.perf_counter() < until:
-                    _ = worker.gradient(worker.shard.block(0, worker.shard.rows))
                 center = await net.exchange(torch.zeros_like(center))
         return center
 
@@ -135,15 +130,13 @@ def calibrate(model: Any, data: Any, *, on: Any = Local(), batch_size: int = 64,
         count * 2 * 4 * numbers / max(seconds - small - count * 4 * numbers / merge, seconds / 10)
         for count, seconds in ((1, alone_seconds), (n, together_seconds))
     )
-    rested_seconds = _exchange_seconds(numbers, 1, on, settings, _REST_SECONDS)
-    burst = max(0.0, (alone_seconds - rested_seconds) * stream / 2)  # once on the way there, once on the way back
     hosts = gang.settings["hosts"]
     per_host = max(hosts.count(h) for h in hosts)
     alone = per_host == n
     network = (
         Network(workers_per_host=n, local_latency_seconds=latency, local_bandwidth=bandwidth)
         if alone
-        else Network(latency_seconds=latency, bandwidth=bandwidth, burst_bytes=burst, workers_per_host=per_host)
+        else Network(latency_seconds=latency, bandwidth=bandwidth, workers_per_host=per_host)
     )
     beside = isinstance(on, Local) or host_name() in hosts or _connect(on)
     merging = Merging(merge, message, stream, "worker" if beside else "shared", None if beside else max(stream, card))
@@ -196,7 +189,7 @@ def _reduced(run: Run) -> list[float]:
     ]
 
 
-def _exchange_seconds(numbers: int, workers: int, on: Any, settings: dict[str, Any], between_seconds: float = 0.0) -> float:
+def _exchange_seconds(numbers: int, workers: int, on: Any, settings: dict[str, Any]) -> float:
     """Of one push and pull of so many numbers, by so many workers at once, at a server that has nothing else to do."""
     from firesteel.train import train
 
@@ -207,20 +200,14 @@ def _exchange_seconds(numbers: int, workers: int, on: Any, settings: dict[str, A
         (rows, torch.zeros(2 * on.workers, numbers)),
         loss="mse",
         optimizer=SGD(lr=0.1),
-        strategy=_Pushes(workers, between_seconds),
+        strategy=_Pushes(workers),
         on=on,
         batch_size=1,
         max_steps=1,
         metrics=(),
         **plain,
     )
-    found: dict[int, list[float]] = {}
-    before: dict[int, float] = {}
-    for rank, kind, seconds in zip(*(run.trace[name].to_pylist() for name in ("rank", "kind", "seconds")), strict=True):
-        if kind == "exchange":
-            found.setdefault(rank, []).append(seconds - before[rank])
-        before[rank] = seconds
-    return statistics.fmean(statistics.median(times[len(times) // 4 :]) for times in found.values())
+    return statistics.fmean(statistics.median(times) for times in _times(run, "exchange", "bytes")[4 * numbers])
 
 
 def _merge_bandwidth(numbers: int) -> float:

@@ -145,9 +145,6 @@ class Network:
     """One way, between two hosts."""
     bandwidth: float = 125e6
     """Bytes per second of a host's card, in each direction; its workers share it."""
-    burst_bytes: float = 0.0
-    """What a card that has rested sends at once, beyond its rate, >= 0: links of clouds and switches that shape them do so.
-    Messages have it; the steps of a collective follow each other too closely."""
     workers_per_host: int = 1
     local_latency_seconds: float = 2e-5
     """One way, between two workers of a host."""
@@ -162,7 +159,7 @@ class Network:
         _check(
             self,
             positive=("bandwidth", "local_bandwidth", "workers_per_host", "oversubscription"),
-            not_negative=("latency_seconds", "burst_bytes", "local_latency_seconds"),
+            not_negative=("latency_seconds", "local_latency_seconds"),
         )
         if self.oversubscription < 1 or (self.hosts_per_rack is not None and self.hosts_per_rack < 1):
             raise UsageError(f"Network needs oversubscription >= 1 and hosts_per_rack >= 1 or None; got {self}.")

@@ -115,9 +115,7 @@ class Fabric:
         out, into = self._card[source], self._card[target]
         rate, begin = min(out, into, most), max(at, self._sent[source])
         self._sent[source] = begin + nbytes / out
-        # What a card has not used of its rate for a while may pass at once, up to `burst_bytes`: a token bucket.
-        burst = network.burst_bytes
-        through = max(at, begin + (nbytes - burst) / rate)
+        through = begin + nbytes / rate
         racks = source // self._hosts_per_rack, target // self._hosts_per_rack
         if racks[0] != racks[1]:
             crossed = self._links[racks[0]][0], self._links[racks[1]][1]
@@ -125,9 +123,8 @@ class Fabric:
         for host, direction, rate in ((source, 0, out), (target, 1, into)):
             self._used[host][direction] += nbytes / rate
             self.card_seconds[host] = max(self._used[host])
-        evenly = max(at + network.latency_seconds, self._received[target]) + nbytes / into  # there, at its rate alone
-        arrived = max(through + network.latency_seconds, evenly - burst / into)
-        self._received[target] = max(arrived, evenly)
+        arrived = max(through + network.latency_seconds, self._received[target] + nbytes / into)
+        self._received[target] = arrived
         return through, arrived
 
     def to_caller(self, nbytes: int) -> float:
