@@ -25,7 +25,7 @@ from firesteel.sim.cluster import Cluster, Compute, Draw, Merging, Network
 from firesteel.worker import Worker, flatten
 
 _TIMES = 24  # each measurement; the first quarter warms up
-_SECONDS = 1.5  # of computing, at least: what else a machine does comes by the tenth of a second
+_SECONDS = 1.5  # of each measurement, at least: what else a machine does comes by the tenth of a second
 _TINY = 16  # numbers of a message that is nothing but latency
 
 
@@ -45,11 +45,13 @@ class _Meets:
                 index = torch.randperm(worker.shard.rows)[:rows]
                 worker.step(worker.gradient(worker.shard.take(index)))
         for numel in (_TINY, self.numbers):
-            x = torch.zeros(numel)
-            for _ in range(_TIMES):
-                # After a gradient, as in training: what computes, and links that have rested, are part of how long it takes.
-                _ = worker.gradient(worker.shard.block(0, min(self.batch_size, worker.shard.rows)))
-                _ = await net.all_reduce(x, "sum")
+            x, began, spent = torch.zeros(numel), time.perf_counter(), torch.zeros(1)
+            while float(spent) < _SECONDS:
+                for _ in range(_TIMES):
+                    # After a gradient, as in training: what computes, and links that have rested, are part of how long it takes.
+                    _ = worker.gradient(worker.shard.block(0, min(self.batch_size, worker.shard.rows)))
+                    _ = await net.all_reduce(x, "sum")
+                spent = await net.all_reduce(torch.tensor([time.perf_counter() - began]), "max")  # all stop together
         return worker.params
 
 
@@ -64,7 +66,9 @@ class _Pushes:
     async def run(self, worker: Worker, net: Net) -> Vec:
         center = await net.pull()
         if net.rank < self.workers:
-            for _ in range(_TIMES + 1):
+            count, until = 0, time.perf_counter() + _SECONDS
+            while count <= _TIMES or time.perf_counter() < until:
+                count += 1
                 center = await net.exchange(torch.zeros_like(center))
         return center
 
