@@ -48,7 +48,7 @@ class _Meets:
             x, began, spent = torch.zeros(numel), time.perf_counter(), torch.zeros(1)
             while float(spent) < _SECONDS:
                 for _ in range(_TIMES):
-                    # After a gradient, as in training: what computes, and links that have rested, are part of how long it takes.
+                    # After a gradient, as in training: what computes, and links that have rested, are part of its seconds.
                     _ = worker.gradient(worker.shard.block(0, min(self.batch_size, worker.shard.rows)))
                     _ = await net.all_reduce(x, "sum")
                 spent = await net.all_reduce(torch.tensor([time.perf_counter() - began]), "max")  # all stop together
