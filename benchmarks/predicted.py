@@ -1,8 +1,8 @@
 """Predicted and measured seconds per epoch, on a Spark cluster of two hosts behind links of three rates.
 
 For each rate and model the cluster is calibrated, which takes seconds; then the planner predicts each strategy's epoch, and the
-strategy trains; three times over, as what a small machine does varies more from minute to minute than predictions err. `spark-hosts` makes the hosts (needs root). Compared is the pace in the middle of a run: one epoch's end to the
-next one's.
+strategy trains; three times over, as what a small machine does varies more from minute to minute than predictions err.
+`spark-hosts` makes the hosts (needs root). Compared is the pace in the middle of a run: one epoch's end to the next one's.
 """
 
 from __future__ import annotations
