@@ -27,7 +27,8 @@ class Run:
 
     `history` has one row for each kept publish point (the end of an epoch, at least) with the columns seconds, epoch,
     step, samples (of all workers), train_loss (mean over the rows since the last row), validation_loss and
-    validation_<metric>, bytes_sent (of all workers) and waited_seconds (mean of the workers).
+    validation_<metric>, bytes_sent (of all workers), waited_seconds (mean of the workers) and, where workers meet, rounds
+    (collectives so far) and the strategy's own figures.
     """
 
     model: nn.Module

@@ -20,7 +20,7 @@ from firesteel.data.batches import Plan
 from firesteel.errors import UsageError
 from firesteel.net.center import Center, Note, Rules
 from firesteel.net.control import Control
-from firesteel.net.protocol import Vec, has_server
+from firesteel.net.protocol import Vec, has_server, own_steps
 from firesteel.net.serving import cut
 from firesteel.optim import OptimizerSettings
 from firesteel.sim.center import Servers, SimulatedWorker
@@ -207,6 +207,10 @@ def rehearse(strategy: Any, cluster: Cluster, size: ModelSize, rows: int, batch_
     first pull, the last gathering and whatever else a run does once. How long a round is, the first run shows. Failures are
     left out, and what slows down is slow from the beginning.
     """
+    if own_steps(strategy):
+        raise UsageError(
+            f"{type(strategy).__name__} steps by a rule of its own, on the rows: it cannot be planned, only simulated."
+        )
     slow = tuple(dataclasses.replace(each, at_seconds=0.0) for each in cluster.compute.slow)
     cluster = dataclasses.replace(cluster, compute=dataclasses.replace(cluster.compute, slow=slow))
     serving, steps = has_server(strategy), _STEPS if cluster.workers <= 80 else _STEPS // 2

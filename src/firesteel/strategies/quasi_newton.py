@@ -19,7 +19,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from firesteel.errors import UsageError
+from firesteel.errors import Diverged, UsageError
 from firesteel.net.protocol import Net, Vec
 from firesteel.strategies.line_search import Search, backtracking, strong_wolfe
 from firesteel.strategies.shares import Shares, dots
@@ -254,6 +254,7 @@ async def _full(settings: VectorFreeLBFGS, worker: Worker, net: Net) -> Vec:
         value, _ = await objective.here()
         smooth = await objective.gradient()
         await history.begin(net, _pseudo(smooth, shares.mine(worker.params), l1))
+        _ = _finite(worker, value, history)
     for _ in worker.iterations():
         start = worker.params.clone()
         share, slope, length = history.direction()
@@ -281,7 +282,7 @@ async def _full(settings: VectorFreeLBFGS, worker: Worker, net: Net) -> Vec:
                 await history.begin(net, _pseudo(smooth, shares.mine(worker.params), l1))
             else:
                 worker.converged = worker.stopping = True  # downhill itself leads nowhere: precision is used up
-        norm = math.sqrt(float(history.gram[-1, -1]))
+        norm = _finite(worker, value, history)
         if norm <= settings.tolerance * max(1.0, float(torch.linalg.vector_norm(worker.params))):
             worker.converged = worker.stopping = True
         worker.figures = {
@@ -295,6 +296,17 @@ async def _full(settings: VectorFreeLBFGS, worker: Worker, net: Net) -> Vec:
         numbers = torch.tensor([value, objective.weight, objective.evaluations], dtype=torch.float64)
         net.publish(worker.params, *history.state(), smooth, numbers)
     return worker.params
+
+
+def _finite(worker: Worker, value: float, history: History) -> float:
+    """The gradient's norm, or Diverged: where the loss is no number there is nothing to descend."""
+    square = float(history.gram[-1, -1])
+    if not (math.isfinite(value) and math.isfinite(square)):
+        raise Diverged(
+            f"the loss over all rows is {value} and its gradient's squared norm {square}, at step {worker.steps_done}: "
+            "scale the features, or begin with smaller weights."
+        )
+    return math.sqrt(square)
 
 
 async def _searched(search: Search, objective: _Objective, start: Vec, direction: Vec, history: History) -> tuple[float, float]:
