@@ -19,8 +19,8 @@ from torch import nn
 
 import firesteel
 from firesteel import Cluster, Local, Simulated, UsageError, VectorFreeLBFGS
+from firesteel.strategies.curvature import History, two_loop
 from firesteel.strategies.line_search import backtracking, strong_wolfe
-from firesteel.strategies.quasi_newton import History, two_loop
 from firesteel.strategies.shares import Shares, dots
 
 
