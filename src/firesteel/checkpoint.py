@@ -150,6 +150,11 @@ class Points:
         for name in self.folder.names("points")[:-keep]:
             self.folder.delete(f"points/{name}")
 
+    def forget(self) -> None:
+        """Drop all points: those of a run that was here before are none of the next one's."""
+        for name in self.folder.names("points"):
+            self.folder.delete(f"points/{name}")
+
     def newest(self) -> tuple[int, dict[str, Any]] | None:
         """Step and settings of the newest valid point."""
         for name in reversed(self.folder.names("points")):

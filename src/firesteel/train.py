@@ -183,6 +183,8 @@ def train(
         Folder(board_dir).put("run.json", json.dumps({"secret": job.secret, **described(job, on)}).encode())
         for left_over in ("stop", "started", "progress.json", "unscored", *(f"failure-{rank}" for rank in range(on.workers))):
             Folder(board_dir).delete(left_over)
+        if folder is not None and folder != job.resume_from and isinstance(on, Local | Spark):
+            Points(Folder(folder)).forget()
         seen: dict[str, Board] = {}
 
         def watch(board: Board) -> None:

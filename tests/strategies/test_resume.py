@@ -76,6 +76,15 @@ def test_a_schedule_by_epochs_is_resumed(tmp_path):
     assert not torch.equal(flat(whole.model), flat(train(data, SyncSGD(), 2, epochs=6).model))
 
 
+def test_a_run_that_starts_anew_in_a_folder_leaves_nothing_of_the_one_before(tmp_path):
+    data = rows(64)
+    _ = train(data, SyncSGD(), 2, epochs=6, optimizer=firesteel.SGD(lr=0.5), run_dir=tmp_path)
+    _ = train(data, SyncSGD(), 2, epochs=2, optimizer=firesteel.SGD(lr=0.05), run_dir=tmp_path)
+    second = train(data, SyncSGD(), 2, epochs=3, optimizer=firesteel.SGD(lr=0.05), run_dir=tmp_path, resume=True)
+    whole = train(data, SyncSGD(), 2, epochs=3, optimizer=firesteel.SGD(lr=0.05))
+    assert torch.equal(flat(second.model), flat(whole.model))
+
+
 def test_other_rows_or_settings_are_refused(tmp_path):
     x, y = rows(64)
     _ = train((x, y), SyncSGD(), 2, run_dir=tmp_path)
