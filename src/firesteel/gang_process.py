@@ -28,9 +28,9 @@ from firesteel.losses import resolve_loss, resolve_metrics
 from firesteel.net.control import Control
 from firesteel.net.gang import GangNet
 from firesteel.net.meeting import Meeting, join, leave
-from firesteel.net.protocol import Vec, drive, full_batch
+from firesteel.net.protocol import Vec, drive, full_batch, keeps_best
 from firesteel.net.shared import host_name
-from firesteel.results import Kept, check_result, history_row, ipc, mark_of, rows, to_add_up
+from firesteel.results import Kept, best_of, check_result, history_row, ipc, mark_of, rows, to_add_up
 from firesteel.stopping import HURRY
 from firesteel.trace import Trace
 from firesteel.worker import Worker
@@ -286,16 +286,14 @@ class GangProcess:
         if self.job.resume_from:
             before = self._net.totals(to_add_up([self._resumed_mark]))
         sums = list(zip(self.kept.marks, marks, torch.cat([before, marks[:-1]]), strict=True))
-        best = self._best[1] if self._best else len(marks) - 1
         dtype, statistics = worker.params.dtype, worker.buffers.numel()
-        _, params, stats = next(self.kept.read(dtype, statistics, best))
-        module = worker.module
-        frozen = {f"frozen.{n}": p for n, p in module.named_parameters() if not p.requires_grad}
-        buffers = {f"buffer.{n}": b for n, b in module.named_buffers()}
-        model = pack({"params": params, "statistics": stats, **frozen, **buffers}, {})
+        choosy = keeps_best(self.job.strategy)
 
         def results(scores: list[dict[str, float]], hurried: bool) -> Iterator[pa.RecordBatch]:
             self.timing["evaluate_seconds"] = time.perf_counter() - began
+            best = best_of(scores, self.metrics) if choosy else len(marks) - 1
+            if self._best is not None:
+                best = self._best[1]
             report = {
                 "steps": worker.steps_done,
                 "total_steps": worker.plan.total_steps,
@@ -317,7 +315,11 @@ class GangProcess:
                 steps, size = worker.plan.epoch_steps, self.meeting.size
                 history = [history_row(*each, steps, size, found) for each, found in zip(sums, scores, strict=True)]
                 yield from rows("history", 0, ipc(pa.Table.from_pylist(history)))
-                yield from rows("model", 0, model)
+                _, params, stats = next(self.kept.read(dtype, statistics, best))
+                module = worker.module
+                frozen = {f"frozen.{n}": p for n, p in module.named_parameters() if not p.requires_grad}
+                buffers = {f"buffer.{n}": b for n, b in module.named_buffers()}
+                yield from rows("model", 0, pack({"params": params, "statistics": stats, **frozen, **buffers}, {}))
 
         scores: list[dict[str, float]] = [{} for _ in sums]
         self._unscored = lambda: ipc(pa.Table.from_batches(results(scores, True)))

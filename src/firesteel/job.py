@@ -10,6 +10,7 @@ from torch import nn
 
 from firesteel.data.columns import Columns
 from firesteel.errors import UsageError
+from firesteel.losses import SMALLER_IS_BETTER
 from firesteel.net.protocol import Strategy
 from firesteel.optim import OptimizerSettings, Schedule
 
@@ -38,7 +39,7 @@ class EarlyStopping:
 
     @property
     def sign(self) -> float:
-        return -1.0 if self.metric in ("loss", "mse", "mae") else 1.0
+        return -1.0 if self.metric in SMALLER_IS_BETTER else 1.0
 
 
 @final

@@ -62,6 +62,7 @@ def _mae(outputs: Tensor, targets: Tensor) -> Tensor:
     return ROW_LOSSES["mae"](outputs, targets)
 
 
+SMALLER_IS_BETTER = ("loss", "mse", "mae")
 METRICS: Mapping[str, RowLoss] = {"accuracy": _accuracy, "mse": _mse, "mae": _mae}
 
 

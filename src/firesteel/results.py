@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from firesteel.errors import StrategyError
+from firesteel.losses import SMALLER_IS_BETTER
 from firesteel.net.protocol import Vec
 from firesteel.trace import Trace
 
@@ -106,6 +108,21 @@ def history_row(
         "rounds": int(mark["rounds"]),
         **mark["figures"],
     }
+
+
+def best_of(scores: list[dict[str, float]], metrics: Iterable[str]) -> int:
+    """The number of the model that scored best: by the first metric, else by the loss; the last one where none was scored.
+
+    Of equals it is the later one.
+    """
+    metric = next(iter(metrics), "loss")
+    sign = -1.0 if metric in SMALLER_IS_BETTER else 1.0
+
+    def merit(number: int) -> tuple[float, int]:
+        value = sign * scores[number].get(metric, -math.inf)
+        return (-math.inf if math.isnan(value) else value), number
+
+    return max(range(len(scores)), key=merit)
 
 
 def ipc(table: pa.Table) -> bytes:

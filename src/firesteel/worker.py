@@ -218,6 +218,22 @@ class Worker:
         self.trace.step(self.steps_done, self.shard.rows, weight, total / weight if weight else 0.0)
         return total, weight
 
+    def measure(self) -> None:
+        """Record the loss over all `rows` of the model as it is, for strategies that need no gradient to get there."""
+        total = weight = 0.0
+        with torch.no_grad():
+            for batch in self.rows:
+                assert batch.target is not None
+                total += self._loss(self.module(*batch.inputs), batch.target, batch.weights).item() * batch.weight
+                weight += batch.weight
+        self.spend(FORWARD)
+        self.trace.step(self.steps_done, self.shard.rows, weight, total / weight if weight else 0.0)
+
+    def spend(self, gradients: float) -> None:
+        """In virtual time: this worker has just computed for as long as so many gradients of all its rows take."""
+        if self.meter is not None:
+            self.meter(self.shard.rows)(gradients)
+
     def _paced(self, ready: Callable[[slice], None], spend: Callable[[float], None]) -> Callable[[slice], None]:
         def after(part: slice) -> None:
             spend((1 - FORWARD) * (part.stop - part.start) / self._params.numel())

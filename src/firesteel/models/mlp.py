@@ -7,7 +7,13 @@ from typing import Literal, final
 
 from torch import Tensor, nn
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU, "sigmoid": nn.Sigmoid}
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "tanh": nn.Tanh,
+    "gelu": nn.GELU,
+    "sigmoid": nn.Sigmoid,
+    "hardsigmoid": nn.Hardsigmoid,
+}
 
 
 @final
@@ -22,7 +28,10 @@ class MLP(nn.Module):
     """
 
     def __init__(
-        self, *sizes: int, activation: Literal["relu", "tanh", "gelu", "sigmoid"] = "relu", dropout: float = 0.0
+        self,
+        *sizes: int,
+        activation: Literal["relu", "tanh", "gelu", "sigmoid", "hardsigmoid"] = "relu",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.spec = {

@@ -115,7 +115,9 @@ class Strategy(Protocol):
     - `check(self, workers: int, optimizer: torch.optim.Optimizer, module: nn.Module) -> str | None`, which is called before
       anything starts: it raises UsageError for what cannot work, or returns a warning;
     - `full_batch = True`: each of its steps sees all rows, so that a step is an epoch and there is no batch size;
-    - `own_steps = True`: it moves the parameters by a rule of its own, without the run's optimizer.
+    - `own_steps = True`: it moves the parameters by a rule of its own, without the run's optimizer;
+    - `keeps_best = True`: its progress is not steady, so that the run's model is the published one that scored best in
+      validation (by the first metric, else by the loss), and not the last one.
     """
 
     async def run(self, worker: Worker, net: Net) -> Vec:
@@ -169,6 +171,11 @@ def full_batch(strategy: object) -> bool:
 def own_steps(strategy: object) -> bool:
     """Whether a strategy leaves the run's optimizer alone."""
     return bool(getattr(strategy, "own_steps", False))
+
+
+def keeps_best(strategy: object) -> bool:
+    """Whether a run keeps the model that scored best, rather than the last."""
+    return bool(getattr(strategy, "keeps_best", False))
 
 
 def drive(program: Coroutine[Any, Any, T]) -> T:

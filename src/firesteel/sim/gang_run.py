@@ -25,8 +25,8 @@ from firesteel.evaluate import named, probe, published_sums
 from firesteel.job import Job
 from firesteel.losses import Loss, RowLoss, resolve_loss, resolve_metrics
 from firesteel.net.control import Control
-from firesteel.net.protocol import Strategy, Vec, full_batch
-from firesteel.results import Kept, check_result, history_row, ipc, mark_of, rows, to_add_up
+from firesteel.net.protocol import Strategy, Vec, full_batch, keeps_best
+from firesteel.results import Kept, best_of, check_result, history_row, ipc, mark_of, rows, to_add_up
 from firesteel.sim.cluster import Cluster, Failure
 from firesteel.sim.gang import Circle, SimulatedGang
 from firesteel.sim.shipping import shipping
@@ -286,15 +286,17 @@ class GangRun:
         assert isinstance(marks, Tensor)
         history: list[dict[str, Any]] = []
         before = torch.zeros(marks.shape[1], dtype=torch.float64)
-        chosen: tuple[Vec, Vec] | None = None
+        found: list[dict[str, float]] = []
         for number, params, _ in self.kept.read(first.worker.params.dtype, 0):
             statistics = self._statistics(number)
             hurried = hurried or self.ticker.board.get("stop") == HURRY
             scores = {} if hurried or not self.validated else self._evaluate(params, statistics)
             steps = first.worker.plan.epoch_steps
             history.append(history_row(first.marks[number], marks[number], before, steps, self.size, scores))
-            before, chosen = marks[number], (params.clone(), statistics)
-        assert chosen is not None
+            before = marks[number]
+            found.append(scores)
+        best = best_of(found, first.metrics) if keeps_best(self.job.strategy) else len(found) - 1
+        _, chosen, _ = next(self.kept.read(first.worker.params.dtype, 0, best))
         self.timing["evaluate_seconds"] = time.perf_counter() - began
         batches: list[pa.RecordBatch] = []
         for rank, seat in enumerate(seats):
@@ -311,7 +313,7 @@ class GangRun:
                 "samples_before": 0,
                 "first_step_at": member.trace.first_step_at,
                 "timing": self.timing,
-                "best": len(history) - 1,
+                "best": best,
                 "device": "cpu",
             }
             trace = pa.concat_tables([*seat.traces, member.trace.table()])
@@ -319,7 +321,7 @@ class GangRun:
         module = first.worker.module
         frozen = {f"frozen.{n}": p for n, p in module.named_parameters() if not p.requires_grad}
         buffers = {f"buffer.{n}": b for n, b in module.named_buffers()}
-        model = pack({"params": chosen[0], "statistics": chosen[1], **frozen, **buffers}, {})
+        model = pack({"params": chosen, "statistics": self._statistics(best), **frozen, **buffers}, {})
         return [*batches, *rows("history", 0, ipc(pa.Table.from_pylist(history))), *rows("model", 0, model)]
 
     def _statistics(self, number: int) -> Vec:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from firesteel.strategies.averaging import DiLoCo, ModelAveraging, PostLocalSGD, SlowMo
+from firesteel.strategies.consensus import ConsensusADMM
+from firesteel.strategies.dladmm import DlADMM
 from firesteel.strategies.elastic import AEASGD, EAMSGD, EASGD
 from firesteel.strategies.excursions import ADAG, AGN, Downpour, DynSGD
 from firesteel.strategies.gradients import SyncSGD
 from firesteel.strategies.independent import Ensemble, Single
 from firesteel.strategies.quasi_newton import VectorFreeLBFGS
 from firesteel.strategies.sharded import VectorFreeAdaGrad, VectorFreeAdam
+from firesteel.strategies.taylor import TaylorADMM
 
 __all__ = [
     "ADAG",
@@ -17,7 +20,9 @@ __all__ = [
     "CATALOGUE",
     "EAMSGD",
     "EASGD",
+    "ConsensusADMM",
     "DiLoCo",
+    "DlADMM",
     "Downpour",
     "DynSGD",
     "Ensemble",
@@ -26,6 +31,7 @@ __all__ = [
     "Single",
     "SlowMo",
     "SyncSGD",
+    "TaylorADMM",
     "VectorFreeAdaGrad",
     "VectorFreeAdam",
     "VectorFreeLBFGS",
@@ -37,6 +43,7 @@ CATALOGUE = {
         *(Single, Ensemble),
         *(SyncSGD, ModelAveraging, PostLocalSGD, SlowMo, DiLoCo, EASGD),
         *(VectorFreeLBFGS, VectorFreeAdam, VectorFreeAdaGrad),
+        *(TaylorADMM, DlADMM, ConsensusADMM),
         *(Downpour, AGN, DynSGD, ADAG, AEASGD, EAMSGD),
     )
 }
