@@ -214,6 +214,10 @@ def train(
             raise
         finally:
             reports.close()
+    review = getattr(strategy, "review", None)
+    advice = review(run.history) if review is not None else None
+    if advice is not None:
+        warnings.warn(advice, stacklevel=2)
     if run.settings["hurried"]:
         raise Interrupted(f"stopped by Ctrl-C at step {run.settings['steps']}; the error's `run` holds the model.", run)
     return run

@@ -83,6 +83,26 @@ def test_a_pipeline_saved_and_loaded_predicts_the_same_bits(spark, digits, tmp_p
     assert (tmp_path / "model" / "stages").exists()
 
 
+@pytest.mark.parametrize(
+    ("strategy", "epochs"),
+    [
+        (firesteel.TaylorADMM(gamma=(10.0,), beta=(1.0, 1.0)), 5),
+        (firesteel.DlADMM(ridge=0.1), 10),
+        (firesteel.VectorFreeLBFGS(l2=1e-3), 20),
+    ],
+    ids=lambda given: type(given).__name__,
+)
+def test_strategies_without_an_optimizer_are_estimators_too(digits, tmp_path, strategy, epochs):
+    train, test = digits
+    estimator = TorchClassifier(model=net, strategy=strategy, epochs=epochs, validation=0.1, **QUIET)
+    estimator.save(str(tmp_path / "e"))
+    again = TorchClassifier.load(str(tmp_path / "e"))
+    assert again.getStrategy() == strategy
+    model = again.fit(train)
+    assert MulticlassClassificationEvaluator(metricName="accuracy").evaluate(model.transform(test)) > 0.85
+    assert {"objective", "rounds", "validation_accuracy"} <= set(model.run.history.column_names)
+
+
 def test_a_lambda_is_saved_by_export(digits, tmp_path):
     train, test = digits
     model = classifier(model=lambda: torch.nn.Sequential(torch.nn.Linear(64, 10)), epochs=2).fit(train)

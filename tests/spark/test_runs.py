@@ -90,6 +90,33 @@ def test_stopped_by_the_clock_and_resumed(spark, tmp_path):
     assert torch.equal(parameters(second), parameters(whole))
 
 
+WITHOUT_PLAIN_STEPS = [
+    (firesteel.VectorFreeLBFGS(memory=5), None),
+    (firesteel.VectorFreeLBFGS(overlap=0.2), None),
+    (firesteel.VectorFreeAdam(), Adam(lr=1e-2)),
+    (firesteel.VectorFreeAdaGrad("basis"), firesteel.Adagrad(lr=0.1)),
+    (firesteel.TaylorADMM(), None),
+    (firesteel.DlADMM(), None),
+    (firesteel.ConsensusADMM(rho=0.1), Adam(lr=1e-2)),
+]
+
+
+@pytest.mark.parametrize(("strategy", "optimizer"), WITHOUT_PLAIN_STEPS, ids=lambda given: repr(given)[:40])
+def test_executors_do_what_processes_do(spark, tmp_path, strategy, optimizer):
+    frame = spark.createDataFrame(table(200)).cache()
+    settings = {"strategy": strategy, "optimizer": optimizer, "seed": 1, "progress": "none", "validation": 0.2}
+    whole = firesteel.train(net, frame, on=Spark(workers=2), epochs=12, **settings)
+    assert whole.metrics["validation_accuracy"] > 0.75
+    local = firesteel.train(net, table(200), on=firesteel.Local(workers=2), epochs=12, **settings)
+    assert whole.history["rounds"][-1] == local.history["rounds"][-1] or isinstance(strategy, firesteel.VectorFreeLBFGS)
+    resume = {"on": Spark(workers=2), "run_dir": tmp_path / "run"}
+    _ = firesteel.train(net, frame, epochs=5, **resume, **settings)
+    resumed = firesteel.train(net, frame, epochs=12, resume=True, **resume, **settings)
+    assert resumed.history["step"][-1] == whole.history["step"][-1]
+    losses = [run.history["validation_loss"][-1].as_py() for run in (resumed, whole)]
+    assert losses[0] == pytest.approx(losses[1])
+
+
 def test_a_bad_row_is_named_by_its_partition(spark):
     frame = spark.range(0, 40, 1, 2).selectExpr(
         "array_repeat(if(id = 37, double('NaN'), double(id)), 6) as features", "int(id % 3) as label"

@@ -114,10 +114,11 @@ class Strategy(Protocol):
     It may also have
     - `check(self, workers: int, optimizer: torch.optim.Optimizer, module: nn.Module) -> str | None`, which is called before
       anything starts: it raises UsageError for what cannot work, or returns a warning;
+    - `review(self, history: pyarrow.Table) -> str | None`, which looks at the run's history when it is over, for a warning;
     - `full_batch = True`: each of its steps sees all rows, so that a step is an epoch and there is no batch size;
     - `own_steps = True`: it moves the parameters by a rule of its own, without the run's optimizer;
     - `keeps_best = True`: its progress is not steady, so that the run's model is the published one that scored best in
-      validation (by the first metric, else by the loss), and not the last one.
+      validation (by the first metric, else by the loss; of those since a resume), and not the last one.
     """
 
     async def run(self, worker: Worker, net: Net) -> Vec:

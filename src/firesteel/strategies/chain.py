@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from firesteel.errors import UsageError
+from firesteel.models.mlp import MLP
 
 _INF = math.inf
 
@@ -81,7 +82,7 @@ def chain(module: nn.Module, who: str) -> Chain:
     Raises:
         UsageError: it is no `MLP` or `nn.Sequential` of Linear layers with piecewise linear activations between them.
     """
-    found = getattr(module, "layers", module)
+    found = module.layers if isinstance(module, MLP) else module
     if not isinstance(found, nn.Sequential):
         raise UsageError(
             f"{who} needs a firesteel.models.MLP, or an nn.Sequential of Linear layers and activations; got "
@@ -89,7 +90,7 @@ def chain(module: nn.Module, who: str) -> Chain:
         )
     layers: list[nn.Linear] = []
     between: list[Activation] = []
-    for name, layer in found.named_children():
+    for number, layer in enumerate(found):
         activation = _activation(layer)
         if isinstance(layer, nn.Flatten) and not layers:
             continue
@@ -99,11 +100,11 @@ def chain(module: nn.Module, who: str) -> Chain:
             between.append(activation)
         else:
             raise UsageError(
-                f"{who} trains layer by layer, and cannot take layer '{name}' ({type(layer).__name__}) where it stands: give "
+                f"{who} trains layer by layer, and cannot take layer {number} ({type(layer).__name__}) where it stands: give "
                 "Linear layers with ReLU, LeakyReLU, Hardsigmoid, Hardtanh or Identity between them, and a Linear layer last."
             )
     if len(layers) != len(between) + 1:
-        raise UsageError(f"{who} needs a Linear layer last; '{name}' ({type(layer).__name__}) is.")
+        raise UsageError(f"{who} needs a Linear layer last; this model ends with {found[-1] if len(found) else 'nothing'}.")
     if len({id(layer.weight) for layer in layers}) < len(layers):
         raise UsageError(f"{who} solves for one layer's weights after the other, but two layers of this model share theirs.")
     frozen = next((n for n, p in module.named_parameters() if not p.requires_grad), None)

@@ -15,6 +15,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal, final
 
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -22,7 +23,7 @@ from firesteel.errors import UsageError
 from firesteel.net.protocol import Net, Vec
 from firesteel.strategies import outputs
 from firesteel.strategies.chain import chain
-from firesteel.strategies.layerwise import Layerwise, Part, Tally, least_squares, towards
+from firesteel.strategies.layerwise import Layerwise, Part, Tally, least_squares, towards, unmet
 from firesteel.strategies.outputs import OUTPUTS, Output
 from firesteel.worker import Worker
 
@@ -81,6 +82,9 @@ class DlADMM:
         outputs.check("DlADMM", self.output, chain(module, "DlADMM").layers[-1].out_features)
         return None
 
+    def review(self, history: pa.Table) -> str | None:
+        return unmet(history, "Raise rho, or lower nu.")
+
     async def run(self, worker: Worker, net: Net) -> Vec:
         sweeps = _Sweeps(self, Layerwise(worker, chain(worker.module, "DlADMM"), self.output), net)
         pace = _Pace(worker.params) if self.accelerate and self.update == "exact" else None
@@ -114,11 +118,13 @@ class _Sweeps:
 
     def begin(self) -> None:
         rows = self.rows
-        for part in rows.parts:
-            for k in range(self.last + 1):
-                z = rows.z[k][part] = rows.mapped(k, part)
-                if k < self.last:
-                    rows.change_inputs(k + 1, part, rows.chain.between[k](z))
+        for k in range(self.last + 1):
+            for part in rows.parts:
+                rows.z[k][part] = rows.mapped(k, part)
+            if k < self.last:
+                a = rows.new_inputs(k + 1)
+                for part in rows.parts:
+                    a[part] = rows.chain.between[k](rows.z[k][part])
 
     def state(self) -> tuple[Tensor, ...]:
         return *self.rows.state(), self.before, self.theta
@@ -179,16 +185,16 @@ class _Sweeps:
             gain = towards(weight, c, nu)
         else:
             rate = await self._rate_of_inputs(k)
+        a = rows.new_inputs(k)
         for part in rows.parts:
             h = activation(rows.z[k - 1][part])
             if self.settings.update == "exact":
                 bias = 0.0 if layer.bias is None else layer.bias.data
-                a = h + (self._wanted(k, part) - bias - h @ weight.T) @ gain.T
+                a[part] = h + (self._wanted(k, part) - bias - h @ weight.T) @ gain.T
             else:
-                a = rows.inputs(k, part) - self._slope(k, part) / rate
-            rows.change_inputs(k, part, a)
+                a[part] -= self._slope(k, part) / rate
             if tally is not None:
-                gap = a - h
+                gap = a[part] - h
                 tally.square(hidden=gap)
                 tally.cost(rows.weight(part), nu / 2 * (gap**2).sum(1))
 

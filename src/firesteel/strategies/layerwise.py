@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 from typing import final
 
+import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from firesteel.strategies.outputs import Output
 from firesteel.worker import Worker
 
 _BLOCK = 4096  # rows that are worked on at once
+_MET = 0.01  # a primal residual that nobody need be told of: outputs are of the size of labels, about 1
 Part = slice
 
 
@@ -67,10 +69,10 @@ class Layerwise:
         batch = self.worker.shard.block(part.start, part.stop)
         return batch.inputs[0].flatten(1).to(self.worker.params)
 
-    def change_inputs(self, k: int, part: Part, value: Tensor) -> None:
-        """Set those of a layer after the first."""
-        self._hidden[k - 1][part] = value
+    def new_inputs(self, k: int) -> Tensor:
+        """Where to write new inputs of a layer after the first, [n, in]; every worker asks for it, with rows or without."""
         self._grams[k] = None
+        return self._hidden[k - 1]
 
     def mapped(self, k: int, part: Part) -> Tensor:
         """What layer k makes of its inputs, W a + b, [B, out]."""
@@ -142,6 +144,18 @@ class Tally:
         found = await net.all_reduce(self._sums.to(rows.u.device), "sum")
         mean = (found[:, 0] / found[:, 1].clamp(min=1e-300)).tolist()
         return {"objective": mean[-1]} | {name: math.sqrt(m) for name, m in zip(self.NAMES, mean, strict=False)}
+
+
+def unmet(history: pa.Table, remedy: str) -> str | None:
+    """A warning where the multiplier has moved for ten sweeps or more, and what it is to bring to nothing is still there."""
+    found = [(p, m) for p, m in zip(*(history[name].to_pylist() for name in ("primal", "multiplier")), strict=True) if m]
+    if len(found) <= 10 or found[-1][0] <= max(found[0][0] / 2, _MET):
+        return None
+    (primal, multiplier), (still, grown) = found[0], found[-1]
+    return (
+        f"the multiplier went from {multiplier:.3g} to {grown:.3g} while the primal residual went from {primal:.3g} to "
+        f"{still:.3g}: the network's output does not come to what the loss asks for. {remedy}"
+    )
 
 
 def least_squares(targets: Tensor, gram: Tensor, ridge: float, near: Tensor | None = None) -> Tensor:

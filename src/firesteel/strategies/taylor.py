@@ -14,6 +14,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, final
 
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -21,7 +22,7 @@ from firesteel.errors import UsageError
 from firesteel.net.protocol import Net, Vec
 from firesteel.strategies import outputs
 from firesteel.strategies.chain import Chain, chain
-from firesteel.strategies.layerwise import Layerwise, Part, Tally, least_squares, towards
+from firesteel.strategies.layerwise import Layerwise, Part, Tally, least_squares, towards, unmet
 from firesteel.strategies.outputs import OUTPUTS, Output
 from firesteel.worker import Worker
 
@@ -65,7 +66,7 @@ class TaylorADMM:
     """Whether the layers' biases are solved for; else they are 0. With them it soon is a linear classifier."""
     start: Start = "forward"
     """Where activations begin: a "forward" pass through the model as it is, whose last layer is then fitted; or "random",
-    drawn from N(0, 1), as in the paper. The last layer's outputs begin as the labels."""
+    drawn from N(0, 1), and the outputs of all layers too, as in the paper. "forward" begins the last outputs as labels."""
 
     own_steps = True
     full_batch = True
@@ -88,6 +89,9 @@ class TaylorADMM:
         outputs.check("TaylorADMM", self.output, network.layers[-1].out_features)
         _ = self._penalties(network)
         return None
+
+    def review(self, history: pa.Table) -> str | None:
+        return unmet(history, "Raise the last layer's beta, lower gamma, or let the multiplier wait longer (warm).")
 
     def _penalties(self, network: Chain) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """gamma of each hidden layer, and beta of each layer."""
@@ -132,32 +136,34 @@ class _Sweeps:
 
     async def begin(self, net: Net) -> None:
         rows, forward = self.rows, self.settings.start == "forward"
-        for part in rows.parts:
-            for k, activation in enumerate(rows.chain.between):
+        for k, activation in enumerate(rows.chain.between):
+            a = rows.new_inputs(k + 1)
+            for part in rows.parts:
                 z = rows.mapped(k, part)
                 rows.z[k][part] = z if forward else torch.randn_like(z)
-                rows.change_inputs(k + 1, part, activation(z) if forward else torch.randn_like(z))
-        rows.z[self.last].copy_(rows.y)
-        if forward:  # before anything is asked to come nearer to what it makes
-            await self._fit(net, self.last)
+                a[part] = activation(z) if forward else torch.randn_like(z)
+        if forward:
+            rows.z[self.last].copy_(rows.y)
+            await self._fit(net, self.last)  # before anything is asked to come nearer to what it makes
+        else:
+            _ = rows.z[self.last].normal_()
 
     async def sweep(self, net: Net, step: int) -> None:
         rows, chain, last, tally = self.rows, self.rows.chain, self.last, Tally()
         for k, activation in enumerate(chain.between):
             gamma, beta, following = self.gamma[k], self.beta[k], chain.layers[k + 1]
             await self._fit(net, k)
+            a = rows.new_inputs(k + 1)
             gain = towards(following.weight.data, self.beta[k + 1], gamma)
             for part in rows.parts:
                 h = activation(rows.z[k][part])
                 wanted = self._wanted(k + 1, part)
                 if following.bias is not None:
                     wanted = wanted - following.bias.data
-                a = h + (wanted - h @ following.weight.data.T) @ gain.T
+                a[part] = h + (wanted - h @ following.weight.data.T) @ gain.T
                 m = rows.mapped(k, part)
-                z = activation.nearest(a, m, gamma, beta)
-                rows.change_inputs(k + 1, part, a)
-                rows.z[k][part] = z
-                gap = a - activation(z)
+                z = rows.z[k][part] = activation.nearest(a[part], m, gamma, beta)
+                gap = a[part] - activation(z)
                 tally.square(hidden=gap)
                 tally.cost(rows.weight(part), gamma * (gap**2).sum(1) + beta * ((z - m) ** 2).sum(1))
         await self._fit(net, last)
