@@ -23,8 +23,9 @@ from firesteel.job import Job, Score
 from firesteel.losses import resolve_metrics
 from firesteel.net import snapshots
 from firesteel.net.hosting import Collected, Serve, own_certificate
+from firesteel.net.protocol import keeps_best
 from firesteel.outcome import assemble_run
-from firesteel.results import by_part, ipc
+from firesteel.results import best_of, by_part, ipc
 from firesteel.run import Run
 from firesteel.sim.replay import ARRIVALS, Replay, with_meaning
 from firesteel.stopping import HURRY
@@ -99,6 +100,7 @@ def train_apart(
         except KeyboardInterrupt:  # somebody waits for the end: the run, without its scores
             hurried = True
     history = _history(models, scores, on.workers, before)
+    best = best_of(scores, resolve_metrics(job.metrics)) if keeps_best(job.strategy) else len(models) - 1
     run = assemble_run(
         job,
         module,
@@ -107,14 +109,14 @@ def train_apart(
         began,
         example,
         reports=reports,
-        tensors={"params": models[-1][1], "statistics": models[-1][2], **_untrained(module)},
+        tensors={"params": models[best][1], "statistics": models[best][2], **_untrained(module)},
         history=history,
         trace=pa.concat_tables(pa.ipc.open_stream(parts["trace", rank]).read_all() for rank in range(on.workers)),
         lead={
             "early": False,
             "stopped": bool(collected.status["stopped"]),
             "hurried": hurried,
-            "best": len(models) - 1,
+            "best": best,
             "steps": int(collected.mark["steps"] // on.workers),
             "device": reports[0]["device"],
             "samples_before": before["samples"],

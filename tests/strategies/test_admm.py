@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
+from typing import ClassVar
 
 import admm_references as reference
 import numpy as np
@@ -281,6 +283,34 @@ def test_the_best_model_in_validation_is_kept():
         assert torch.equal(flat(run.model), flat(shorter.model))
     unseen = train(sinking, data, model=model, epochs=3)
     assert unseen.settings["best"] == 2
+
+
+@dataclass(frozen=True)
+class Spoils:
+    """Downpour that begins to push noise after a while."""
+
+    needs_seen: ClassVar[bool] = False
+    keeps_best: ClassVar[bool] = True
+
+    async def run(self, worker, net):
+        center = await net.pull()
+        for step, batch in worker.steps():
+            worker.params = center
+            worker.step(worker.gradient(batch))
+            delta = worker.params - center
+            center = await net.exchange(delta if step < 30 else torch.randn_like(delta))
+        return center
+
+    def merge(self, center, push):
+        center.add_(push.delta)
+
+
+def test_a_server_keeps_the_best_model_too():
+    steps = {"batch_size": 16, "optimizer": SGD(lr=0.3)}
+    run = train(Spoils(), rows(200), 2, network_relu, epochs=8, validation=0.2, metrics=("accuracy",), **steps)
+    scores, best = run.history["validation_accuracy"].to_pylist(), run.settings["best"]
+    assert scores[best] == max(scores) > scores[-1]
+    assert run.evaluate(rows(200))["accuracy"] > 0.6
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------------

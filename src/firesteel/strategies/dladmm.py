@@ -181,14 +181,12 @@ class _Sweeps:
         """Layer k's inputs, between what the layer before makes and what layer k needs."""
         rows, layer, nu, c = self.rows, self.rows.chain.layers[k], self.settings.nu, self._penalty(k)
         weight, activation = layer.weight.data, rows.chain.between[k - 1]
-        if self.settings.update == "exact":
-            gain = towards(weight, c, nu)
-        else:
-            rate = await self._rate_of_inputs(k)
+        gain = towards(weight, c, nu) if self.settings.update == "exact" else None
+        rate = 1.0 if gain is not None else await self._rate_of_inputs(k)
         a = rows.new_inputs(k)
         for part in rows.parts:
             h = activation(rows.z[k - 1][part])
-            if self.settings.update == "exact":
+            if gain is not None:
                 bias = 0.0 if layer.bias is None else layer.bias.data
                 a[part] = h + (self._wanted(k, part) - bias - h @ weight.T) @ gain.T
             else:
