@@ -215,7 +215,7 @@ def train(
         finally:
             reports.close()
     review = getattr(strategy, "review", None)
-    advice = review(run.history) if review is not None else None
+    advice = review(run.history.to_pylist()) if review is not None else None
     if advice is not None:
         warnings.warn(advice, stacklevel=2)
     if run.settings["hurried"]:

@@ -114,7 +114,8 @@ class Strategy(Protocol):
     It may also have
     - `check(self, workers: int, optimizer: torch.optim.Optimizer, module: nn.Module) -> str | None`, which is called before
       anything starts: it raises UsageError for what cannot work, or returns a warning;
-    - `review(self, history: pyarrow.Table) -> str | None`, which looks at the run's history when it is over, for a warning;
+    - `review(self, history: list[dict[str, Any]]) -> str | None`, which may return a warning when it has seen the rows of the
+      run's history;
     - `full_batch = True`: each of its steps sees all rows, so that a step is an epoch and there is no batch size;
     - `own_steps = True`: it moves the parameters by a rule of its own, without the run's optimizer;
     - `keeps_best = True`: its progress is not steady, so that the run's model is the published one that scored best in

@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -82,7 +81,7 @@ class DlADMM:
         outputs.check("DlADMM", self.output, chain(module, "DlADMM").layers[-1].out_features)
         return None
 
-    def review(self, history: pa.Table) -> str | None:
+    def review(self, history: list[dict[str, Any]]) -> str | None:
         return unmet(history, "Raise rho, or lower nu.")
 
     async def run(self, worker: Worker, net: Net) -> Vec:

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import final
+from typing import Any, final
 
-import pyarrow as pa
 import torch
 from torch import Tensor
 
@@ -146,9 +145,9 @@ class Tally:
         return {"objective": mean[-1]} | {name: math.sqrt(m) for name, m in zip(self.NAMES, mean, strict=False)}
 
 
-def unmet(history: pa.Table, remedy: str) -> str | None:
+def unmet(history: list[dict[str, Any]], remedy: str) -> str | None:
     """A warning where the multiplier has moved for ten sweeps or more, and what it is to bring to nothing is still there."""
-    found = [(p, m) for p, m in zip(*(history[name].to_pylist() for name in ("primal", "multiplier")), strict=True) if m]
+    found = [(row["primal"], row["multiplier"]) for row in history if row["multiplier"]]
     if len(found) <= 10 or found[-1][0] <= max(found[0][0] / 2, _MET):
         return None
     (primal, multiplier), (still, grown) = found[0], found[-1]

@@ -12,9 +12,8 @@ and a sweep minimises their sum over one group of variables after the other, eac
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, Literal, final
 
-import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
@@ -90,7 +89,7 @@ class TaylorADMM:
         _ = self._penalties(network)
         return None
 
-    def review(self, history: pa.Table) -> str | None:
+    def review(self, history: list[dict[str, Any]]) -> str | None:
         return unmet(history, "Raise the last layer's beta, lower gamma, or let the multiplier wait longer (warm).")
 
     def _penalties(self, network: Chain) -> tuple[tuple[float, ...], tuple[float, ...]]:
