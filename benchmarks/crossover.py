@@ -192,11 +192,11 @@ def crossing(network: Network, each: tuple[float, float], extra_seconds: float =
 
 
 _ABOUT = f"""Seconds of an iteration of L-BFGS with one look along the line and {MEMORY} pairs, {WORKERS} workers;
-`make bench-crossover`. Central: worker 0 alone has the history; gradients go to it by a tree of messages, the direction comes back by another
-(`benchmarks/crossover.py`). Both programs are rehearsed by the planner, and their multiply-adds are added as this machine
-takes them on one core: {{0:.2f}} ns each for the recursion, {{1:.2f}} ns for the history that is spread out, which sums in
-float64. GB: of the worker that holds most. Passes over the rows cost the same in both forms and are left out. Assumed: a host
-for each worker, no rack in the way, numbers of 4 bytes, all-reduce by halving and doubling."""
+`make bench-crossover`. Central: worker 0 alone has the history; gradients go to it by a tree of messages, the direction
+comes back by another (`benchmarks/crossover.py`). Both programs are rehearsed by the planner, and their multiply-adds are
+added as this machine takes them on one core: {{0:.2f}} ns each for the recursion, {{1:.2f}} ns for the history that is spread
+out, which sums in float64. GB: of the worker that holds most. Passes over the rows cost the same in both forms and are left
+out. Assumed: a host for each worker, no rack in the way, numbers of 4 bytes, all-reduce by halving and doubling."""
 
 
 def main() -> None:
