@@ -69,7 +69,7 @@ class PlanCommand:
         model, optimizer = model_of(self.model), OPTIMIZERS[self.optimizer]()
         chosen = [strategy_of(name, []) for name in names]
         if names != self.strategies:
-            chosen = suiting(chosen, model(), optimizer)
+            chosen = suiting(chosen, model(), optimizer, numbers[-1])
         imagined = Cluster.load(self.cluster)
         if imagined.about and self.model not in imagined.about:
             print(f"note: {self.cluster} was measured with {imagined.about}; seconds here are of that model.", file=sys.stderr)

@@ -78,13 +78,11 @@ def rehearse(strategy: Any, cluster: Cluster, size: ModelSize, rows: int, batch_
     left out, and what slows down is slow from the beginning. Where each step sees all rows, it is an epoch.
     """
     most = -(-rows // cluster.workers)
-    if full_batch(strategy):
-        batch_size = most
     slow = tuple(dataclasses.replace(each, at_seconds=0.0) for each in cluster.compute.slow)
     cluster = dataclasses.replace(cluster, compute=dataclasses.replace(cluster.compute, slow=slow))
     serving, steps = has_server(strategy), _STEPS if cluster.workers <= 80 else _STEPS // 2
     if full_batch(strategy):
-        steps = _PASSES
+        batch_size, steps = most, _PASSES
     settings = {name: getattr(strategy, name, None) or 0 for name in ("switch", "period", "window")}
     begin = max(steps, settings["switch"] + 2 * max(settings["period"], settings["window"]) + 1)
 

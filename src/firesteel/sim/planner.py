@@ -145,7 +145,7 @@ def plan(
     if not isinstance(module, nn.Module):
         raise UsageError(f"model={model!r}: give an nn.Module, or a call that makes one.")
     for strategy in strategies:
-        _check_suits(strategy, module, optimizer)
+        _check_suits(strategy, module, optimizer, max(workers))
     sizes = {kind: ModelSize.of(module, kind) for kind in {optimizer, SGD()}}
     alone = rehearse(Single(), cluster.resized(1), sizes[optimizer], rows, batch_size).epoch_seconds
     found: list[Prediction] = []
@@ -158,21 +158,21 @@ def plan(
     return Plan(alone, tuple(found), target_seconds)
 
 
-def suiting(strategies: list[Any], module: nn.Module, optimizer: OptimizerSettings) -> list[Any]:
+def suiting(strategies: list[Any], module: nn.Module, optimizer: OptimizerSettings, workers: int) -> list[Any]:
     """Those of the strategies that would train this model with this optimizer."""
     found: list[Any] = []
     for strategy in strategies:
         with contextlib.suppress(UsageError):
-            _check_suits(strategy, module, optimizer)
+            _check_suits(strategy, module, optimizer, workers)
             found.append(strategy)
     return found
 
 
-def _check_suits(strategy: Any, module: nn.Module, optimizer: OptimizerSettings) -> None:
+def _check_suits(strategy: Any, module: nn.Module, optimizer: OptimizerSettings, workers: int) -> None:
     """By the strategy's own check, as training does before it starts."""
     check = getattr(strategy, "check", None)
     if check is not None:
-        _ = check(1, _local(strategy, optimizer).build(module), module)
+        _ = check(workers, _local(strategy, optimizer).build(module), module)
 
 
 def _local(strategy: Any, optimizer: OptimizerSettings) -> OptimizerSettings:
