@@ -247,8 +247,8 @@ def _verdict(each: tuple[float, float]) -> str:
     found = "found again" if 0.5 * PAPER <= late <= 2 * PAPER else "NOT found again"
     memory = f"worker 0 needs {most[0] / 1e9:.1f} GB at 512 M, each worker of the other {most[1] / 1e9:.1f} GB at 1 B; {fits}"
     return f"""The paper (Chen, Wang & Zhou 2014; {WORKERS} nodes) says two things. Below about {PAPER // 10**6} M parameters
-the central form is faster: {found} here, where a meeting costs a millisecond or less; there it is a MapReduce job (our reading), of which the
-vector-free form needs more. At 512 M the central form runs out of memory where the other reaches 1 B:
+the central form is faster: {found} here, where a meeting costs a millisecond or less; there it is a MapReduce job (our
+reading), of which the vector-free form needs more. At 512 M the central form runs out of memory where the other reaches 1 B:
 {memory}, on nodes with memory between the two."""
 
 
