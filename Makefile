@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 JAVA = JAVA_HOME="$$(scripts/java)"
 
-.PHONY: help venv java demo test soak lint lock clean bench-peers bench-data bench-wire bench-server bench-async bench-predicted bench-scaling bench-simulator
+.PHONY: help venv java demo test soak lint lock clean bench-peers bench-data bench-wire bench-server bench-async bench-predicted bench-scaling bench-crossover bench-simulator
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -55,6 +55,9 @@ bench-predicted: venv java ## predicted and measured epochs across two hosts (ne
 
 bench-scaling: venv ## speed-up to 256 workers of a small CNN, by simulation
 	$(RUN) -m benchmarks.scaling
+
+bench-crossover: venv ## L-BFGS with its history on one worker and spread over all, by simulation
+	$(RUN) -m benchmarks.crossover
 
 bench-simulator: venv ## events per second, and a thousand workers in memory
 	$(RUN) -m benchmarks.simulator

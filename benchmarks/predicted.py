@@ -18,7 +18,8 @@ from typing import Any
 import firesteel
 from benchmarks import report
 from benchmarks.wire import classic, hosts_tool
-from firesteel.sim.dry import ModelSize, rehearse
+from firesteel.sim.dry import rehearse
+from firesteel.sim.dry_worker import ModelSize
 
 ROWS, BATCH, SECONDS, REPETITIONS = 24_000, 64, 5, 3
 RATES = (1000, 200, 50)  # Mbit/s

@@ -40,7 +40,8 @@ from firesteel import (
     UsageError,
 )
 from firesteel.cli.plan import PlanCommand
-from firesteel.sim.dry import ModelSize, rehearse
+from firesteel.sim.dry import rehearse
+from firesteel.sim.dry_worker import ModelSize
 from firesteel.strategies import CATALOGUE
 
 SLOW = Cluster(4, Compute(1e-4, 1e-3), Network(1e-3, 1e6), merging=Merging(1e8, 1e-3, 1e9))

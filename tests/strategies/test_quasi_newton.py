@@ -364,13 +364,6 @@ def test_a_loss_that_is_no_number_is_no_convergence(strategy):
         train((x * 1e25, x[:, :1]), lambda: nn.Linear(12, 1), strategy, 2, loss="mse")
 
 
-@pytest.mark.parametrize("strategy", [VectorFreeLBFGS(), VectorFreeLBFGS(overlap=0.2)], ids=repr)
-def test_it_cannot_be_planned(strategy):
-    settings = {"rows": 1000, "cluster": Cluster(2), "workers": (1, 2), "optimizer": firesteel.Adam()}
-    with pytest.raises(UsageError, match="cannot be planned, only simulated"):
-        firesteel.plan(network(), strategies=[strategy], **settings)
-
-
 def test_it_stops_where_there_is_nothing_to_gain():
     data = (rows(30)[0], np.zeros((30, 1), np.float32))
     module = nn.Linear(12, 1, bias=False)

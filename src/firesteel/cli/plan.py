@@ -17,7 +17,7 @@ from firesteel.cli.train import OPTIMIZERS, model_of, strategy_of
 from firesteel.errors import UsageError
 from firesteel.sim.cluster import Cluster
 from firesteel.sim.dry import Prediction
-from firesteel.sim.planner import TRUST, Plan, plan
+from firesteel.sim.planner import TRUST, Plan, plan, suiting
 
 
 @final
@@ -47,7 +47,7 @@ class PlanCommand:
     strategies: list[str] = dataclasses.field(
         default_factory=lambda: ["SyncSGD", "ModelAveraging", "DiLoCo", "DynSGD", "AEASGD"]
     )
-    """Names of `firesteel strategies` or MODULE:CLASS, with their defaults; or all."""
+    """Names of `firesteel strategies` or MODULE:CLASS, with their defaults; or all that suit the optimizer."""
     batch_size: int = 64
     """Rows of a step, per worker."""
     optimizer: Literal["adam", "adamw", "sgd", "adagrad"] = "adam"
@@ -66,7 +66,10 @@ class PlanCommand:
     def run(self) -> int:
         numbers = _numbers(self.workers)
         names = list(TRUST) if self.strategies == ["all"] else self.strategies
+        model, optimizer = model_of(self.model), OPTIMIZERS[self.optimizer]()
         chosen = [strategy_of(name, []) for name in names]
+        if names != self.strategies:
+            chosen = suiting(chosen, model(), optimizer, numbers[-1])
         imagined = Cluster.load(self.cluster)
         if imagined.about and self.model not in imagined.about:
             print(f"note: {self.cluster} was measured with {imagined.about}; seconds here are of that model.", file=sys.stderr)
@@ -77,13 +80,13 @@ class PlanCommand:
         with Progress(console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty()) as bar:
             task = bar.add_task("rehearsing", total=len(numbers) * len(chosen))
             found = plan(
-                model_of(self.model),
+                model,
                 imagined,
                 self.rows,
                 chosen,
                 numbers,
                 batch_size=self.batch_size,
-                optimizer=OPTIMIZERS[self.optimizer](),
+                optimizer=optimizer,
                 shards=self.servers,
                 target_seconds=self.target,
                 watch=lambda: bar.advance(task),

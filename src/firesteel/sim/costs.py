@@ -13,8 +13,12 @@ from __future__ import annotations
 
 import itertools
 import math
+from dataclasses import dataclass
+from typing import final
 
 from firesteel.sim.cluster import Algorithm
+
+_LOOK = 40  # bytes of the sum at a point of a line search: loss, weight, slope, and what every sum carries
 
 
 def _rounds(n: int) -> int:
@@ -96,6 +100,102 @@ def model_parallel(widths: tuple[int, ...], rows: int, n: int, flops: float, lat
     sent = rows * (sum(widths[1:]) + sum(widths[1:-1]))
     wire = seconds_per_float * (n - 1) / n * sent + (n - 1) * (2 * layers - 1) * latency
     return 6 * weights * rows / (n * flops) + wire
+
+
+# ---- where an optimizer's state lives --------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True)
+class Step:
+    """What a step costs beside its gradients: passes over rows are not in it."""
+
+    seconds: float
+    """On the wire."""
+    rounds: int
+    """Collectives; a reduce by messages is none."""
+    sent_bytes: float
+    """By each worker, or the busiest one."""
+    memory_bytes: float
+    """Of the worker that holds most: parameters, gradient, state and what the program holds beside them."""
+    multiply_adds: float
+    """With the state, of the worker that has most; what is done with whole vectors in every form is left out."""
+
+
+def vector_free_lbfgs(
+    algorithm: Algorithm, n: int, numbers: int, memory: int, latency: float, bandwidth: float, looks: int = 1, width: int = 4
+) -> Step:
+    r"""An iteration of L-BFGS whose history of m pairs is spread over n workers, by coordinate.
+
+    Chen, Wang & Zhou 2014, "Large-scale L-BFGS using MapReduce", section 3, as `VectorFreeLBFGS` does it; A is an all-reduce:
+    A(40) for each look along the line, a reduce-scatter of S, A(48m + 88) for the new pair's inner products, an all-gather of
+    S/n from each. Memory \((4 + (2m+5)/n)S\), multiply-adds \((8m+10)P/n\).
+
+    Args:
+        numbers: P; each has `width` bytes, S together.
+        looks: points of the line search.
+    """
+    nbytes, pair = numbers * width, 8 * (3 * (2 * memory + 3) + 2)
+    return Step(
+        looks * all_reduce(algorithm, n, _LOOK, latency, bandwidth)
+        + all_reduce(algorithm, n, pair, latency, bandwidth)
+        + reduce_scatter(n, nbytes, latency, bandwidth)
+        + all_gather(n, nbytes / n, latency, bandwidth),
+        looks + 3,
+        looks * all_reduce_bytes(algorithm, n, _LOOK) + all_reduce_bytes(algorithm, n, pair) + 2 * (n - 1) / n * nbytes,
+        (4 + (2 * memory + 5) / n) * nbytes,
+        (8 * memory + 10) * numbers / n,
+    )
+
+
+def central_lbfgs(
+    algorithm: Algorithm, n: int, numbers: int, memory: int, latency: float, bandwidth: float, looks: int = 1, width: int = 4
+) -> Step:
+    r"""The same where worker 0 alone has the history and runs the two-loop recursion (Nocedal & Wright 2006, algorithm 7.4).
+
+    A(40) for each look, the gradient to worker 0 by a binomial tree of messages, the direction back by another, and two numbers
+    with it. Memory \((2m+5)S\), multiply-adds \((4m+4)P\), all of them worker 0's. Where n is no power of two, the tree of
+    messages may be a little faster.
+    """
+    nbytes = numbers * width
+    return Step(
+        looks * all_reduce(algorithm, n, _LOOK, latency, bandwidth)
+        + 2 * broadcast(n, nbytes, latency, bandwidth)
+        + broadcast(n, 16, latency, bandwidth),
+        looks + 2,
+        looks * all_reduce_bytes(algorithm, n, _LOOK) + (_rounds(n) * (nbytes + 16) if n > 1 else 0),
+        (2 * memory + 5) * nbytes,
+        (4 * memory + 4) * numbers,
+    )
+
+
+def sharded_step(
+    algorithm: Algorithm,
+    n: int,
+    numbers: int,
+    moments: int,
+    latency: float,
+    bandwidth: float,
+    tensors: int = 0,
+    memory: int = 0,
+    width: int = 4,
+) -> Step:
+    r"""A step of an optimizer whose moments are spread over n workers (`VectorFreeAdam`: 2, `VectorFreeAdaGrad`: 1).
+
+    A(24) for the weight, a reduce-scatter of S, an all-gather of S/n from each; memory \((3 + (3+k)/n)S\) for k moments. With a
+    basis of M gradients (1 for AdaGrad) and L parameter tensors, A(8L + 16) and A(32) more, and \((M+3)S/n\) more memory.
+    """
+    nbytes = numbers * width
+    small = [24] + ([8 * (tensors + 2), 32] if memory else [])
+    return Step(
+        sum(all_reduce(algorithm, n, each, latency, bandwidth) for each in small)
+        + reduce_scatter(n, nbytes, latency, bandwidth)
+        + all_gather(n, nbytes / n, latency, bandwidth),
+        2 + len(small),
+        sum(all_reduce_bytes(algorithm, n, each) for each in small) + 2 * (n - 1) / n * nbytes,
+        (3 + (3 + moments + (memory + 3 if memory else 0)) / n) * nbytes,
+        (3 * moments + memory) * numbers / n,
+    )
 
 
 # ---- bytes ---------------------------------------------------------------------------------------------------------------

@@ -70,6 +70,11 @@ class Uplink:
         self._left[at] = left if left > 1e-9 * self._bandwidth else 0.0  # what rounding leaves would last for ever
 
 
+def stands_in(x: Tensor) -> bool:
+    """Whether, in a dry run, a tensor's numbers stand for many each: sums in float64, counts and single numbers do not."""
+    return x.ndim > 0 and x.is_floating_point() and x.element_size() < 8
+
+
 @final
 class Fabric:
     """The wires of one simulation. `scale` is how many numbers each number of a tensor stands for, in a dry run."""
@@ -98,7 +103,7 @@ class Fabric:
 
     def nbytes(self, x: Tensor) -> int:
         """What a tensor weighs on the wire."""
-        return round(x.numel() * x.element_size() * self._scale)
+        return round(x.nbytes * self._scale) if stands_in(x) else x.nbytes
 
     # ---- messages ----------------------------------------------------------------------------------------------------
 

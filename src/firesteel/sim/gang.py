@@ -139,9 +139,10 @@ class SimulatedGang(NoServer):
         elif call.kind == "all_reduce":
             values = _all_reduce(xs, how, [e.weight for e in entries])
         elif call.kind == "all_gather":
-            values = [torch.cat(xs) for _ in xs]
+            whole = torch.cat(xs)
+            values = [whole, *(whole.clone() for _ in xs[1:])]
         elif call.kind == "reduce_scatter":
-            values = [_combined([x.tensor_split(self.size)[r] for x in xs], how) for r in range(self.size)]
+            values = list(_combined(xs, how).tensor_split(self.size))
         else:
             values = [x.copy_(xs[int(how)]) for x in xs]
         stop = max(e.stop_asked for e in entries)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import math
@@ -12,16 +13,21 @@ from typing import Any, final
 from torch import nn
 
 from firesteel.errors import UsageError
+from firesteel.net.protocol import own_steps
 from firesteel.optim import SGD, OptimizerSettings
 from firesteel.sim.cluster import Cluster
-from firesteel.sim.dry import ModelSize, Prediction, rehearse
+from firesteel.sim.dry import Prediction, rehearse
+from firesteel.sim.dry_worker import ModelSize
 from firesteel.strategies import EAMSGD, Ensemble, Single
 
 _WORTH = 0.5  # efficiency below which a further worker mostly waits
 _NEARLY = 0.75  # of the best speed at which a strategy that is easier to trust is preferred
 
 # What comes earlier is easier to trust: nearer to one process with one big batch, and with less to tune.
-TRUST = ("SyncSGD", "PostLocalSGD", "ModelAveraging", "SlowMo", "DiLoCo", "EASGD", "DynSGD", "AGN", "ADAG", "AEASGD", "EAMSGD")
+TRUST = (
+    *("SyncSGD", "VectorFreeAdam", "VectorFreeAdaGrad", "PostLocalSGD", "ModelAveraging", "SlowMo", "DiLoCo", "EASGD"),
+    *("DynSGD", "AGN", "ADAG", "AEASGD", "EAMSGD"),
+)
 
 
 @final
@@ -138,16 +144,40 @@ def plan(
     module = model if isinstance(model, nn.Module) or not callable(model) else model()
     if not isinstance(module, nn.Module):
         raise UsageError(f"model={model!r}: give an nn.Module, or a call that makes one.")
+    for strategy in strategies:
+        _check_suits(strategy, module, optimizer, max(workers))
     sizes = {kind: ModelSize.of(module, kind) for kind in {optimizer, SGD()}}
     alone = rehearse(Single(), cluster.resized(1), sizes[optimizer], rows, batch_size).epoch_seconds
     found: list[Prediction] = []
     for n in workers:
         for strategy in strategies:
             if not (isinstance(strategy, Single) and n > 1):
-                size = sizes[SGD() if isinstance(strategy, EAMSGD) else optimizer]
+                size = sizes[_local(strategy, optimizer)]
                 found.append(rehearse(strategy, cluster.resized(n), size, rows, batch_size, shards))
             watch()
     return Plan(alone, tuple(found), target_seconds)
+
+
+def suiting(strategies: list[Any], module: nn.Module, optimizer: OptimizerSettings, workers: int) -> list[Any]:
+    """Those of the strategies that would train this model with this optimizer."""
+    found: list[Any] = []
+    for strategy in strategies:
+        with contextlib.suppress(UsageError):
+            _check_suits(strategy, module, optimizer, workers)
+            found.append(strategy)
+    return found
+
+
+def _check_suits(strategy: Any, module: nn.Module, optimizer: OptimizerSettings, workers: int) -> None:
+    """By the strategy's own check, as training does before it starts."""
+    check = getattr(strategy, "check", None)
+    if check is not None:
+        _ = check(workers, _local(strategy, optimizer).build(module), module)
+
+
+def _local(strategy: Any, optimizer: OptimizerSettings) -> OptimizerSettings:
+    """The optimizer of a strategy: one that steps by a rule of its own has none, and plain SGD keeps nothing."""
+    return SGD() if own_steps(strategy) or isinstance(strategy, EAMSGD) else optimizer
 
 
 def _check_counts(rows: int, workers: list[int], batch_size: int, shards: int, target_seconds: float | None) -> None:

@@ -158,13 +158,12 @@ class _Basis:
     def __init__(self, worker: Worker, net: Net, memory: int) -> None:
         self._net: Net = net
         self._settings: dict[str, Any] = worker.optimizer.param_groups[0]
-        numbers = torch.arange(worker.params.numel())
-        own = Shares(len(numbers), net).mine(numbers)
-        first, last = (int(own[0]), int(own[-1]) + 1) if len(own) else (0, 0)
+        own = Shares(worker.params.numel(), net).part
+        first, last = own.start, own.stop
         ends = [(max(slot.offset, first), min(slot.offset + slot.numel, last)) for slot in worker.slots]
         self._parts: list[slice] = [slice(a - first, max(a, b) - first) for a, b in ends]  # of the share, one a tensor
         self._numels: Tensor = torch.tensor([slot.numel for slot in worker.slots], dtype=torch.float64)
-        self._gradients: Tensor = worker.params.new_zeros(memory, len(own))
+        self._gradients: Tensor = worker.params.new_zeros(memory, last - first)
         self._second: Tensor = torch.zeros(len(worker.slots), dtype=torch.float64)
         self._taken: int = 0
         self._error: float = 0.0  # summed over the steps

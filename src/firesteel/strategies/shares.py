@@ -30,11 +30,11 @@ class Shares:
         sizes = [size // net.size + (rank < size % net.size) for rank in range(net.size)]
         start = sum(sizes[: net.rank])
         self._sizes: list[int] = sizes
-        self._mine: slice = slice(start, start + sizes[net.rank])
+        self.part: slice = slice(start, start + sizes[net.rank])
 
     def mine(self, whole: Vec) -> Vec:
         """This worker's part, a view, [P / N]."""
-        return whole[self._mine]
+        return whole[self.part]
 
     async def summed(self, whole: Vec) -> Vec:
         """This worker's part of the sum over all workers, [P / N]."""
