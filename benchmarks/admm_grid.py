@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import itertools
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -34,12 +33,16 @@ SETTINGS: dict[str, tuple[Callable[[str], Any], str]] = {  # a flag each: how it
     "start": (str, "TaylorADMM: forward or random"),
     "ridge": (float, "both: share of the mean diagonal that is added to a layer's sums"),
     "output": (str, "both: cross_entropy, hinge or squared"),
+    "widths": (layers, "hidden layers, their width and depth: 300 is one of 300 units, 300-300 are two"),
 }
-MODEST = {"nu": "0.001,0.01", "rho": "0.01,0.1", "gamma": "1,10", "warm": "10,20", "widths": "300,300-300"}
+MODEST = {
+    "DlADMM": {"rho": "0.01,0.1,1", "ridge": "0.03,0.3,3", "widths": "300,300-300"},
+    "TaylorADMM": {"gamma": "1,10", "warm": "5,20", "widths": "300"},
+}
 
 _ABOUT = """A grid of trainings without gradients on MNIST: all combinations of the values given, each a comma-separated list.
 What is not given stays at the method's default; a setting of one method leaves the other alone. With no setting at all:
-  {modest}"""
+{modest}"""
 
 _EXAMPLES = """examples:
   python -m benchmarks.admm --grid
@@ -54,24 +57,26 @@ best in validation first, with the test accuracy of the model that validation ch
 
 
 def add_flags(flags: argparse.ArgumentParser) -> None:
-    modest = " ".join(f"--{name} {values}" for name, values in MODEST.items())
+    lines = [" ".join(f"--{name} {v}" for name, v in values.items()) for values in MODEST.values()]
+    modest = "\n".join(f"  --methods {method} {line}" for method, line in zip(MODEST, lines, strict=True))
     group = flags.add_argument_group("with --grid", _ABOUT.format(modest=modest))
     _ = group.add_argument("--methods", default="DlADMM,TaylorADMM", metavar="NAMES", help="which (default: %(default)s)")
     for name, (_, about) in SETTINGS.items():
         _ = group.add_argument(f"--{name}", metavar="VALUES", help=about)
-    _ = group.add_argument("--widths", metavar="VALUES", help="hidden layers: width and depth, as in 300,300-300")
-    _ = group.add_argument("--rows", type=int, default=20_000, help=f"training rows, at most {TRAIN:,} (default: 20,000)")
+    _ = group.add_argument("--rows", type=int, default=20_000, help=f"training rows, up to {TRAIN:,} (default: 20,000)")
     _ = group.add_argument("--sweeps", type=int, default=20, help="sweeps of each training (default: 20)")
     flags.epilog = _EXAMPLES
 
 
 def main(given: argparse.Namespace) -> None:
-    chosen = {name: getattr(given, name) for name in [*SETTINGS, "widths"] if getattr(given, name)}
-    trials = combinations(given.methods.split(","), chosen or MODEST)
+    chosen = {name: getattr(given, name) for name in SETTINGS if getattr(given, name)}
+    trials = [t for method in given.methods.split(",") for t in combinations(method, chosen or MODEST.get(method, {}))]
     names = {
         f"{strategy} {dashed(hidden)}, {given.rows} rows, {given.sweeps} sweeps": (strategy, hidden)
         for strategy, hidden in trials
     }
+    if not 0 < given.rows <= TRAIN or given.sweeps < 1:
+        raise SystemExit(f"--rows must be 1 .. {TRAIN:,} and --sweeps at least 1.")
     rows, kept = mnist(given.mnist, given.rows), Kept(given.out or OUT)
     for name in missing(kept, {name: float(adds_up(hidden)) for name, (_, hidden) in names.items()}):
         figures = trial(*names[name], given.sweeps, rows)
@@ -84,45 +89,44 @@ def main(given: argparse.Namespace) -> None:
         report.write("grid-admm", text)
 
 
-def combinations(methods: list[str], chosen: dict[str, str]) -> list[tuple[Any, tuple[int, ...]]]:
-    """Each strategy of the grid with each network."""
-    found: list[tuple[Any, tuple[int, ...]]] = []
-    widths = [layers(text) for text in chosen.get("widths", "300").split(",")]
-    for method in methods:
-        if method not in METHODS:
-            raise SystemExit(f"--methods {method}: known are {', '.join(METHODS)}.")
-        fields = [f.name for f in dataclasses.fields(METHODS[method]) if f.name in chosen]
-        values = [[_read(name, text) for text in chosen[name].split(",")] for name in fields]
-        for hidden in widths:
-            for each in itertools.product(*values):
-                found.append((METHODS[method](**dict(zip(fields, each, strict=True))), hidden))
-    return found
-
-
-def _read(name: str, text: str) -> Any:
+def combinations(method: str, chosen: dict[str, str]) -> list[tuple[Any, tuple[int, ...]]]:
+    """The method with each combination of the settings that are its own, and each network."""
+    if method not in METHODS:
+        raise SystemExit(f"--methods {method}: known are {', '.join(METHODS)}.")
+    fields = [f.name for f in dataclasses.fields(METHODS[method]) if f.name in chosen]
+    values = [_read(name, chosen[name]) for name in fields]
+    networks = _read("widths", chosen.get("widths", "300"))
     try:
-        return SETTINGS[name][0](text)
+        strategies = [METHODS[method](**dict(zip(fields, each, strict=True))) for each in itertools.product(*values)]
+    except firesteel.UsageError as error:
+        raise SystemExit(str(error)) from error
+    return list(itertools.product(strategies, networks))
+
+
+def _read(name: str, values: str) -> list[Any]:
+    read, about = SETTINGS[name]
+    try:
+        return [read(text) for text in values.split(",")]
     except (ValueError, KeyError) as error:
-        raise SystemExit(f"--{name} {text}: {SETTINGS[name][1]}.") from error
+        raise SystemExit(f"--{name} {values} cannot be read. {about}.") from error
 
 
 def trial(strategy: Any, hidden: tuple[int, ...], sweeps: int, rows: dict[str, Rows]) -> dict[str, Any]:
     """Accuracy of the model that is best in validation, and after how many sweeps it came."""
-    began = time.time()
     train, held = (tuple(a.numpy() for a in rows[name]) for name in ("train", "validation"))
     try:
         run = firesteel.train(
             factory(hidden), train, strategy=strategy, on=WORLD, epochs=sweeps, validation=held, seed=SEED, progress="none"
         )
     except firesteel.Diverged:
-        return {"validation": None, "test": None, "last": None, "best": None, "seconds": time.time() - began}
+        return {"validation": None, "test": None, "last": None, "best": None, "seconds": None}
     curve = run.history["validation_accuracy"].to_pylist()
     return {
         "validation": max(curve),
         "test": run.evaluate(tuple(a.numpy() for a in rows["test"]))["accuracy"],
         "last": curve[-1],
         "best": curve.index(max(curve)) + 1,
-        "seconds": time.time() - began,
+        "seconds": run.timing["train_seconds"],
     }
 
 
@@ -138,7 +142,7 @@ def page(found: list[tuple[dict[str, Any], Any, tuple[int, ...]]], given: argpar
                 str(figures["best"] or "-"),
                 _share(figures["last"]),
                 _share(figures["test"]),
-                f"{figures['seconds']:.0f}",
+                f"{figures['seconds'] or 0:.0f}",
             ]
         )
     header = ["method", "hidden layers", "validation, best, %", "at sweep", "validation, last, %", "test at best, %", "seconds"]
