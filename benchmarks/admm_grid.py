@@ -36,7 +36,7 @@ SETTINGS: dict[str, tuple[Callable[[str], Any], str]] = {  # a flag each: how it
     "widths": (layers, "hidden layers, their width and depth: 300 is one of 300 units, 300-300 are two"),
 }
 MODEST = {
-    "DlADMM": {"rho": "0.01,0.1,1", "ridge": "0.03,0.3,3", "widths": "300,300-300"},
+    "DlADMM": {"rho": "0.01,0.1", "ridge": "0.03,0.3,3", "widths": "300,300-300"},
     "TaylorADMM": {"gamma": "1,10", "warm": "5,20", "widths": "300"},
 }
 
@@ -64,7 +64,7 @@ def add_flags(flags: argparse.ArgumentParser) -> None:
     for name, (_, about) in SETTINGS.items():
         _ = group.add_argument(f"--{name}", metavar="VALUES", help=about)
     _ = group.add_argument("--rows", type=int, default=20_000, help=f"training rows, up to {TRAIN:,} (default: 20,000)")
-    _ = group.add_argument("--sweeps", type=int, default=20, help="sweeps of each training (default: 20)")
+    _ = group.add_argument("--sweeps", type=int, default=40, help="sweeps of each training (default: 40)")
     flags.epilog = _EXAMPLES
 
 
