@@ -22,7 +22,7 @@ MAJORISED, PLAIN, FAST, DEEP = "DlADMM majorised", "DlADMM not accelerated", "Dl
 METHODS: dict[str, tuple[Any, tuple[int, ...], int]] = {  # strategy, hidden layers, sweeps
     PAPER: (TaylorADMM(gamma=1.0, beta=1.0, warm=20, start="random"), (300,), 40),
     DEFAULT: (TaylorADMM(), (300,), 40),
-    MAJORISED: (DlADMM(nu=1e-4, rho=1e-4, update="majorised", accelerate=False), (300,), 120),
+    MAJORISED: (DlADMM(nu=1e-4, rho=1e-4, update="majorised", accelerate=False), (300,), 80),
     PLAIN: (DlADMM(accelerate=False), (300,), 120),
     FAST: (DlADMM(), (300,), 120),
     DEEP: (DlADMM(ridge=3.0), (300, 300), 80),  # the grid's best for this shape
@@ -73,9 +73,10 @@ def measure(given: argparse.Namespace, kept: Kept) -> None:
 
 # ---- the page --------------------------------------------------------------------------------------------------------
 
-_ABOUT = """MNIST, 55,000 rows to train, 5,000 for validation, 10,000 for testing; pixels in 0 .. 1, not centered; two
-workers of one thread; one seed; `make bench-admm`. A sweep sees all rows once (DlADMM's: twice). Losses are those that the
-method minimises at its outputs, for a row: TaylorADMM's hinge, summed over the classes; DlADMM's cross-entropy."""
+_ABOUT = """MNIST, 55,000 rows to train, the last 5,000 for validation (they are easier than the rest), 10,000 for testing;
+pixels in 0 .. 1, not centered; two workers of one thread; one seed; `make bench-admm`. A sweep sees all rows once (DlADMM's:
+twice). Losses are those that the method minimises at its outputs, for a row: TaylorADMM's hinge, summed over the classes;
+DlADMM's cross-entropy."""
 
 _STARTS = """Where they start: TaylorADMM as in the paper draws activations and outputs from N(0, 1), so that its first weights
 are a fit to noise (gamma = beta = 1, hinge, no biases, multiplier from sweep 21). All others start from a forward pass through
@@ -127,10 +128,11 @@ def verdict(found: dict[str, Curves], yardsticks: dict[tuple[int, ...], dict[str
     last = {name: curve["test accuracy"][-1] for name, curve in found.items()}
     one = {name: last[name] for name, (_, hidden, _) in METHODS.items() if hidden == (300,)}
     winner = max(one, key=lambda name: one[name])
-    tenth, features, linear = found[PAPER]["test accuracy"][9], yardsticks[(300,)]["test"], yardsticks[()]["test"]
+    features, linear = yardsticks[(300,)]["test"], yardsticks[()]["test"]
+    tenth = {name: found[name]["test accuracy"][9] for name in (PAPER, DEFAULT)}
     gain, deep, below = one[winner] - features, found[DEEP], yardsticks[(300, 300)]["test"]
     bars = [
-        ("TaylorADMM as in the paper, sweep 10", _percent(tenth), "> 85", tenth > 0.85),
+        *((f"{name}, sweep 10", _percent(value), "> 85", value > 0.85) for name, value in tenth.items()),
         (
             f"the better one ({winner}) at its end, over random features of its width, points",
             f"{100 * gain:+.1f}",
@@ -139,12 +141,14 @@ def verdict(found: dict[str, Curves], yardsticks: dict[tuple[int, ...], dict[str
         ),
         ("the better one at its end", _percent(one[winner]), ">= 95", one[winner] >= 0.95),
     ]
-    reached = max(max(found[name]["test accuracy"]) for name in (PAPER, DEFAULT))
+    first, end = found[DEFAULT]["test accuracy"][0], last[DEFAULT]
+    learnt = "one of them learns" if max(last[PAPER], end) > features else "neither learns"
     taylor = (
-        f"Verdict: TaylorADMM {'reaches' if tenth > 0.85 else 'does not reach'} the published 85 % by its 10th sweep, but a "
-        f"linear classifier has {_percent(linear)} % and random features {_percent(features)} %; the best of all its sweeps "
-        f"here has {_percent(reached)} %, so it {'has learnt' if reached > features + 0.005 else 'has not learnt'} a hidden "
-        "layer that is better than a random one."
+        f"Verdict: at its 10th sweep TaylorADMM as in the paper has {_percent(tenth[PAPER])} %, and from a forward pass "
+        f"{_percent(tenth[DEFAULT])} %, beside the published 85 %. But a linear classifier has {_percent(linear)} % and random "
+        f"features have {_percent(features)} %: the first ends at {_percent(last[PAPER])} %, and the second goes from "
+        f"{_percent(first)} % after its first sweep to {_percent(end)} %, so that {learnt} a hidden layer better "
+        "than a random one."
     )
     dl = (
         f"{winner} does learn one: {100 * gain:.1f} points over random features, {_percent(one[winner])} % after "
