@@ -160,7 +160,8 @@ def verdict(found: dict[str, Curves], yardsticks: dict[tuple[int, ...], dict[str
     two = (
         f"With two hidden layers it comes to {_percent(best)} % at sweep {deep['test accuracy'].index(best) + 1} and ends at "
         f"{_percent(last[DEEP])} % (random features of that shape: {_percent(below)} %): a second layer "
-        f"{'helps' if last[DEEP] > one[FAST] else 'does not help'}."
+        f"{'helps' if last[DEEP] > one[FAST] else 'does not help'}. There a small ridge fits the training rows and no others, "
+        "which the grid shows."
     )
     met = [[what, value, bar, "met" if yes else "not met"] for what, value, bar, yes in bars]
     return [report.table(["test accuracy, %", "measured", "bar", ""], met), " ".join([taylor, dl, two])]
