@@ -28,6 +28,7 @@ METHODS: dict[str, tuple[Any, tuple[int, ...], int]] = {  # strategy, hidden lay
     DEEP: (DlADMM(ridge=3.0), (300, 300), 80),  # the grid's best for this shape
 }
 SHOWN = (1, 2, 5, 10, 20, 40, 60, 80, 120)
+MORE_SEEDS = (1, 2, 3)  # of the first, which starts from noise, up to its 10th sweep
 KINDS = {"train": "#2a6fbb", "validation": "#8a8f98", "test": "#d9601a"}
 PICTURE = Path(__file__).parents[1] / "docs" / "admm.png"
 Curves = dict[str, Any]
@@ -43,21 +44,30 @@ def main() -> None:
     flags.add_argument("--grid", action="store_true", help="search settings instead")
     admm_grid.add_flags(flags)
     given = flags.parse_args()
-    if given.grid:
-        admm_grid.main(given)
-    else:
-        with tempfile.TemporaryDirectory() as folder:
-            measure(given, Kept(given.out or f"{folder}/admm.jsonl"))
+    try:
+        if given.grid:
+            admm_grid.main(given)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                measure(given, Kept(given.out or f"{folder}/admm.jsonl"))
+    except KeyboardInterrupt as stop:
+        raise SystemExit("Stopped; the same command goes on." if given.grid or given.out else "Stopped.") from stop
 
 
 def measure(given: argparse.Namespace, kept: Kept) -> None:
     rows = mnist(given.mnist)
-    methods = {n: m for n, m in METHODS.items() if not given.only or n in given.only.split(";")}
-    trials = {f"{strategy!r} {dashed(hidden)}, {sweeps} sweeps": name for name, (strategy, hidden, sweeps) in methods.items()}
-    costs = {t: float(METHODS[n][2] * adds_up(METHODS[n][1])) for t, n in trials.items()}
-    for trial in missing(kept, costs):
-        strategy, hidden, sweeps = METHODS[trials[trial]]
-        found = curves(strategy, hidden, sweeps, rows)
+    trainings = {name: (*method, 0) for name, method in METHODS.items()}
+    strategy, hidden, _ = METHODS[PAPER]
+    trainings |= {f"{PAPER}, seed {seed}": (strategy, hidden, 10, seed) for seed in MORE_SEEDS}
+    if given.only:
+        unknown = set(given.only.split(";")) - set(trainings)
+        if unknown:
+            raise SystemExit(f"--only {'; '.join(unknown)}: known are {'; '.join(trainings)}.")
+        trainings = {name: trainings[name] for name in given.only.split(";")}
+    trials = {f"{s!r} {dashed(h)}, {sweeps} sweeps, seed {seed}": n for n, (s, h, sweeps, seed) in trainings.items()}
+    for trial in missing(kept, {t: float(trainings[n][2] * adds_up(trainings[n][1])) for t, n in trials.items()}):
+        strategy, hidden, sweeps, seed = trainings[trials[trial]]
+        found = curves(strategy, hidden, sweeps, rows, seed)
         kept.add(trial, found)
         print(f"    {found['ended']}, {found['seconds']:.0f} s; test {_percent(found['test accuracy'][-1])} %", flush=True)
     if given.only:
@@ -92,13 +102,14 @@ method that does not beat it has not learnt its hidden layer."""
 def page(found: dict[str, Curves], yardsticks: dict[tuple[int, ...], dict[str, float]]) -> str:
     """The section of docs/results.md."""
     rows: list[list[str]] = []
-    for name, curve in found.items():
+    methods = {name: found[name] for name in METHODS}
+    for name, curve in methods.items():
         for kind in KINDS:
             accuracy, loss = curve[f"{kind} accuracy"], curve[f"{kind} loss"]
             cells = [f"{_percent(accuracy[s - 1])} ({loss[s - 1]:.3f})" if s <= len(loss) else "" for s in SHOWN]
             rows.append([name if kind == "train" else "", kind, *cells])
     ends: list[list[str]] = []
-    for name, curve in found.items():
+    for name, curve in methods.items():
         best = _best(curve)
         ended = f"{len(curve['test loss'])} sweeps" + ("" if curve["ended"] == "finished" else f", {curve['ended']}")
         kept = f"{_percent(curve['test accuracy'][best])} (sweep {best + 1})"
@@ -129,10 +140,12 @@ def verdict(found: dict[str, Curves], yardsticks: dict[tuple[int, ...], dict[str
     one = {name: last[name] for name, (_, hidden, _) in METHODS.items() if hidden == (300,)}
     winner = max(one, key=lambda name: one[name])
     features, linear = yardsticks[(300,)]["test"], yardsticks[()]["test"]
-    tenth = {name: found[name]["test accuracy"][9] for name in (PAPER, DEFAULT)}
+    seeds = [curve["test accuracy"][9] for name, curve in found.items() if name.startswith(PAPER)]
+    tenth, second = sum(seeds) / len(seeds), found[DEFAULT]["test accuracy"][9]
     gain, deep, below = one[winner] - features, found[DEEP], yardsticks[(300, 300)]["test"]
     bars = [
-        *((f"{name}, sweep 10", _percent(value), "> 85", value > 0.85) for name, value in tenth.items()),
+        (f"TaylorADMM as in the paper, sweep 10, mean of {len(seeds)} seeds", f"{100 * tenth:.2f}", "> 85", tenth > 0.85),
+        ("TaylorADMM, sweep 10", _percent(second), "> 85", second > 0.85),
         (
             f"the better one ({winner}) at its end, over random features of its width, points",
             f"{100 * gain:+.1f}",
@@ -144,11 +157,11 @@ def verdict(found: dict[str, Curves], yardsticks: dict[tuple[int, ...], dict[str
     first, end = found[DEFAULT]["test accuracy"][0], last[DEFAULT]
     learnt = "one of them learns" if max(last[PAPER], end) > features else "neither learns"
     taylor = (
-        f"Verdict: at its 10th sweep TaylorADMM as in the paper has {_percent(tenth[PAPER])} %, and from a forward pass "
-        f"{_percent(tenth[DEFAULT])} %, beside the published 85 %. But a linear classifier has {_percent(linear)} % and random "
-        f"features have {_percent(features)} %: the first ends at {_percent(last[PAPER])} %, and the second goes from "
-        f"{_percent(first)} % after its first sweep to {_percent(end)} %, so that {learnt} a hidden layer better "
-        "than a random one."
+        f"Verdict: at its 10th sweep TaylorADMM as in the paper has {_percent(min(seeds))} to {_percent(max(seeds))} %, and "
+        f"from a forward pass {_percent(second)} %, beside the published 85 %. But a linear classifier has {_percent(linear)} "
+        f"and random features have {_percent(features)}: the first ends at {_percent(last[PAPER])} %, and the second goes "
+        f"from {_percent(first)} % after its first sweep to {_percent(end)} %, so that {learnt} a hidden layer better than a "
+        "random one."
     )
     dl = (
         f"{winner} does learn one: {100 * gain:.1f} points over random features, {_percent(one[winner])} % after "
@@ -188,7 +201,8 @@ def picture(found: dict[str, Curves], yardsticks: dict[tuple[int, ...], dict[str
 
     figure = Figure(figsize=(10, 11), layout="constrained")
     grid = figure.subplots(4, 3)
-    for number, (name, curve) in enumerate(found.items()):
+    for number, name in enumerate(METHODS):
+        curve = found[name]
         row, column = 2 * (number // 3), number % 3
         features = yardsticks[METHODS[name][1]]["test"]
         above, below = grid[row][column], grid[row + 1][column]
