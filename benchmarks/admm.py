@@ -117,7 +117,7 @@ def page(found: dict[str, Curves], yardsticks: dict[tuple[int, ...], dict[str, f
     for hidden, accuracy in yardsticks.items():
         name = f"least squares on random ReLU features, {dashed(hidden)}" if hidden else "least squares on the pixels"
         ends.append([name, "none", *(_percent(accuracy[kind]) for kind in KINDS), "", ""])
-    header = ["", "ended after", *KINDS, "test of the model that validation keeps", "seconds a sweep"]
+    header = ["", "ended after", *KINDS, "test of the model that validation keeps", "seconds a sweep, about"]
     return "\n\n".join(
         [
             "## Training without gradients",
