@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 JAVA = JAVA_HOME="$$(scripts/java)"
 
-.PHONY: help venv java demo test soak lint lock clean bench-peers bench-data bench-wire bench-server bench-async bench-predicted bench-scaling bench-crossover bench-simulator
+.PHONY: help venv java demo test soak lint lock clean bench-peers bench-data bench-wire bench-server bench-async bench-predicted bench-scaling bench-simulator bench-crossover bench-admm grid-admm bench-lbfgs bench-simulator
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -61,6 +61,12 @@ bench-crossover: venv ## L-BFGS with its history on one worker and spread over a
 
 bench-simulator: venv ## events per second, and a thousand workers in memory
 	$(RUN) -m benchmarks.simulator
+
+bench-admm: venv ## training without gradients on MNIST: curves, beside random features
+	$(RUN) -m benchmarks.admm
+
+grid-admm: venv ## search its settings; others by GRID="--nu 0.001,0.01 --widths 300,300-300", all by GRID=--help
+	$(RUN) -m benchmarks.admm --grid $(GRID)
 
 lock: ## resolve all versions anew and write requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock
