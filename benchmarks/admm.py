@@ -22,9 +22,9 @@ MAJORISED, PLAIN, FAST, DEEP = "DlADMM majorised", "DlADMM not accelerated", "Dl
 METHODS: dict[str, tuple[Any, tuple[int, ...], int]] = {  # strategy, hidden layers, sweeps
     PAPER: (TaylorADMM(gamma=1.0, beta=1.0, warm=20, start="random"), (300,), 40),
     DEFAULT: (TaylorADMM(), (300,), 40),
-    MAJORISED: (DlADMM(nu=1e-4, rho=1e-4, update="majorised", accelerate=False), (300,), 80),
-    PLAIN: (DlADMM(accelerate=False), (300,), 120),
-    FAST: (DlADMM(), (300,), 120),
+    MAJORISED: (DlADMM(nu=1e-4, rho=1e-4, update="majorised"), (300,), 80),
+    PLAIN: (DlADMM(ridge=0.03, accelerate=False), (300,), 120),
+    FAST: (DlADMM(ridge=0.03), (300,), 120),
     DEEP: (DlADMM(ridge=3.0), (300, 300), 80),  # the grid's best ridge for this shape
 }
 SHOWN = (1, 2, 5, 10, 20, 40, 60, 80, 120)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from torch import nn
 
 import firesteel
 from firesteel import EarlyStopping, Local, ModelAveraging, SyncSGD
+from firesteel.results import Kept, best_of
 from firesteel.trace import SCHEMA
 
 DIGITS = firesteel.datasets.digits()
@@ -146,3 +148,23 @@ def test_staleness_of_an_asynchronous_run(tmp_path):
 def test_a_gang_has_no_staleness(run):
     with pytest.raises(firesteel.UsageError, match="waited for each other"):
         run.staleness()
+
+
+def test_kept_models_may_be_read_by_two_at_once():
+    kept = Kept()
+    for value in range(6):
+        kept.add(torch.full((5,), float(value)), torch.zeros(2), {})
+    seen = []
+    for number, params, _ in kept.read(torch.float32, 2):
+        seen.append((number, float(params[0])))
+        _, other, _ = next(kept.read(torch.float32, 2, 5))
+        assert float(other[0]) == 5
+    assert seen == [(n, float(n)) for n in range(6)]
+
+
+def test_which_model_scored_best():
+    scores = [{"loss": 0.5, "accuracy": 0.8, "mine": 9.0}, {"loss": 0.4, "accuracy": 0.8, "mine": 1.0}, {}]
+    assert best_of(scores, ["accuracy"]) == 1  # of equals the later one
+    assert best_of(scores, []) == best_of(scores, ["mine"]) == 1  # a name that does not say which way is better
+    assert best_of([{"loss": 1.0}, {"loss": math.nan}], []) == 0
+    assert best_of([{}, {}], ["accuracy"]) == 1

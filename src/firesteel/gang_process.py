@@ -288,6 +288,9 @@ class GangProcess:
         sums = list(zip(self.kept.marks, marks, torch.cat([before, marks[:-1]]), strict=True))
         dtype, statistics = worker.params.dtype, worker.buffers.numel()
         choosy = keeps_best(self.job.strategy)
+        # As they are now: evaluating writes to the buffers, while somebody who does not wait may ask for the results.
+        others = {f"frozen.{n}": p.detach().clone() for n, p in worker.module.named_parameters() if not p.requires_grad}
+        others |= {f"buffer.{n}": b.clone() for n, b in worker.module.named_buffers()}
 
         def results(scores: list[dict[str, float]], hurried: bool) -> Iterator[pa.RecordBatch]:
             self.timing["evaluate_seconds"] = time.perf_counter() - began
@@ -316,10 +319,7 @@ class GangProcess:
                 history = [history_row(*each, steps, size, found) for each, found in zip(sums, scores, strict=True)]
                 yield from rows("history", 0, ipc(pa.Table.from_pylist(history)))
                 _, params, stats = next(self.kept.read(dtype, statistics, best))
-                module = worker.module
-                frozen = {f"frozen.{n}": p for n, p in module.named_parameters() if not p.requires_grad}
-                buffers = {f"buffer.{n}": b for n, b in module.named_buffers()}
-                yield from rows("model", 0, pack({"params": params, "statistics": stats, **frozen, **buffers}, {}))
+                yield from rows("model", 0, pack({"params": params, "statistics": stats, **others}, {}))
 
         scores: list[dict[str, float]] = [{} for _ in sums]
         self._unscored = lambda: ipc(pa.Table.from_batches(results(scores, True)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor
 
 from firesteel.errors import StrategyError
-from firesteel.losses import SMALLER_IS_BETTER
+from firesteel.losses import METRICS, SMALLER_IS_BETTER
 from firesteel.net.protocol import Vec
 from firesteel.trace import Trace
 
@@ -31,6 +32,7 @@ class Kept:
     marks: list[dict[str, Any]] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     _ends: list[int] = field(default_factory=list)
+    _place: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, params: Vec, statistics: Vec, mark: dict[str, Any]) -> None:
         self.shapes.append(tuple(params.shape))
@@ -48,11 +50,14 @@ class Kept:
 
     def read(self, dtype: torch.dtype, statistics: int, first: int = 0) -> Iterator[tuple[int, Vec, Vec]]:
         """Each model from the `first` one on with its number, in the order in which they were published."""
-        _ = self.file.seek(self._ends[first - 1] if first else 0)
+        at = self._ends[first - 1] if first else 0
         size = torch.empty(0, dtype=dtype).element_size()
         for number, shape in enumerate(self.shapes[first:], first):
             numel = int(np.prod(shape))
-            data = bytearray(self.file.read((numel + statistics) * size))
+            with self._place:  # another thread may read too
+                _ = self.file.seek(at)
+                data = bytearray(self.file.read((numel + statistics) * size))
+            at += len(data)
             flat = torch.frombuffer(data, dtype=dtype)
             yield number, flat[:numel].view(shape), flat[numel:]
 
@@ -111,16 +116,16 @@ def history_row(
 
 
 def best_of(scores: list[dict[str, float]], metrics: Iterable[str]) -> int:
-    """The number of the model that scored best: by the first metric, else by the loss; the last one where none was scored.
+    """The number of the model that scored best, of equals the last; the last of all where none was scored.
 
-    Of equals it is the later one.
+    By the first metric whose name says which way is better, else by the loss.
     """
-    metric = next(iter(metrics), "loss")
+    metric = next((name for name in metrics if name in METRICS), "loss")
     sign = -1.0 if metric in SMALLER_IS_BETTER else 1.0
 
     def merit(number: int) -> tuple[float, int]:
-        value = sign * scores[number].get(metric, -math.inf)
-        return (-math.inf if math.isnan(value) else value), number
+        value = scores[number].get(metric, math.nan)
+        return (-math.inf if math.isnan(value) else sign * value), number
 
     return max(range(len(scores)), key=merit)
 

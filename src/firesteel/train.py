@@ -214,12 +214,12 @@ def train(
             raise
         finally:
             reports.close()
+    if run.settings["hurried"]:
+        raise Interrupted(f"stopped by Ctrl-C at step {run.settings['steps']}; the error's `run` holds the model.", run)
     review = getattr(strategy, "review", None)
     advice = review(run.history.to_pylist()) if review is not None else None
     if advice is not None:
         warnings.warn(advice, stacklevel=2)
-    if run.settings["hurried"]:
-        raise Interrupted(f"stopped by Ctrl-C at step {run.settings['steps']}; the error's `run` holds the model.", run)
     return run
 
 

@@ -34,6 +34,18 @@ def nearest_output(output: str, y: Array, b: Array, beta: float, start: Array) -
     return z
 
 
+def loss(output: str, z: Array, y: Array) -> Array:
+    if output == "squared":
+        return ((z - y) ** 2).sum(1)
+    if output == "hinge":
+        return np.maximum(np.where(y == 1, 1 - z, z), 0).sum(1)
+    return np.log(np.exp(z).sum(1)) - (y * z).sum(1)
+
+
+def rms(*arrays: Array) -> float:
+    return float(np.sqrt(np.concatenate([x.ravel() for x in arrays] or [np.zeros(1)]).__pow__(2).mean()))
+
+
 def ridged(target: Array, a: Array, ridge: float, weights: Array, near: Array | float = 0.0) -> Array:
     gram = (a * weights).T @ a
     r = ridge * np.diag(gram).mean()
@@ -41,7 +53,7 @@ def ridged(target: Array, a: Array, ridge: float, weights: Array, near: Array | 
 
 
 def taylor(x, y, layers, sweeps, *, gamma, beta, output, multiplier, warm, ridge, bias, weights):
-    """Weights and biases after the sweeps, from a forward start."""
+    """Weights and biases after the sweeps, from a forward start; and the last sweep's figures."""
     w, b = [w.copy() for w, _ in layers], [c * bias for _, c in layers]
     last, a, z = len(w) - 1, [x], []
     for k in range(last):
@@ -62,23 +74,31 @@ def taylor(x, y, layers, sweeps, *, gamma, beta, output, multiplier, warm, ridge
             w[k] = ridged(wanted(k), a[k], ridge, weights)
 
     fit(last)
+    figures, m = {}, np.zeros_like(y)
     for sweep in range(1, sweeps + 1):
+        cost, gaps, before = 0.0, [], m
         for k in range(last):
             fit(k)
             v, c = w[k + 1], beta[k + 1]
             matrix = c * v.T @ v + gamma[k] * np.eye(v.shape[1])
             a[k + 1] = np.linalg.solve(matrix, (c * (wanted(k + 1) - b[k + 1]) @ v + gamma[k] * relu(z[k])).T).T
             z[k] = nearest_relu(a[k + 1], a[k] @ w[k].T + b[k], gamma[k], beta[k])
+            gaps.append(a[k + 1] - relu(z[k]))
+            apart = z[k] - a[k] @ w[k].T - b[k]
+            cost += gamma[k] * (gaps[-1] ** 2).sum() + beta[k] * (apart**2).sum()
         fit(last)
         m = a[last] @ w[last].T + b[last]
         z[last] = nearest_output(output, y, m - u / (2 * beta[last]), beta[last], z[last])
         if multiplier != "none" and sweep > warm:
             u += beta[last] * (2 if exact else 1) * (z[last] - m)
-    return w, b
+        cost += loss(output, z[last], y).sum() + beta[last] * ((z[last] - m) ** 2).sum()
+        residuals = {"primal": rms(z[last] - m), "dual": 2 * beta[last] * rms(m - before)}
+        figures = {"objective": cost / len(x), **residuals, "multiplier": rms(u), "hidden": rms(*gaps)}
+    return (w, b), figures
 
 
 def dladmm(x, y, layers, sweeps, *, nu, rho, output, update, ridge, accelerate, weights):
-    """Weights and biases after the sweeps."""
+    """Weights and biases after the sweeps, and the last sweep's figures."""
     w, b = [w.copy() for w, _ in layers], [c.copy() for _, c in layers]
     last, a, z = len(w) - 1, [x], []
     for k in range(last + 1):
@@ -144,7 +164,9 @@ def dladmm(x, y, layers, sweeps, *, nu, rho, output, update, ridge, accelerate, 
         )
 
     before, t = flat(), 1.0
+    figures, m = {}, np.zeros_like(y)
     for _ in range(sweeps):
+        last_m = m
         start = flat()
         if accelerate:
             following = (1 + np.sqrt(1 + 4 * t * t)) / 2
@@ -163,7 +185,13 @@ def dladmm(x, y, layers, sweeps, *, nu, rho, output, update, ridge, accelerate, 
             output_of(k)
             if k < last:
                 inputs(k + 1)
-        u += rho * (z[last] - a[last] @ w[last].T - b[last])
+        m = a[last] @ w[last].T + b[last]
+        u += rho * (z[last] - m)
+        gaps = [a[k + 1] - relu(z[k]) for k in range(last)]
+        cost = loss(output, z[last], y).sum() + rho / 2 * ((z[last] - m) ** 2).sum() + nu / 2 * sum((g**2).sum() for g in gaps)
+        cost += nu / 2 * sum(((z[k] - a[k] @ w[k].T - b[k]) ** 2).sum() for k in range(last))
+        residuals = {"primal": rms(z[last] - m), "dual": rho * rms(m - last_m)}
+        figures = {"objective": cost / len(x), **residuals, "multiplier": rms(u), "hidden": rms(*gaps)}
         if accelerate and (begun - flat()) @ (flat() - start) > 0:
             t = 1.0
-    return w, b
+    return (w, b), figures

@@ -59,6 +59,16 @@ def test_the_output_is_the_global_minimum(output, y, m, u, beta):
     assert float(cost(ours)) <= float(cost(line).min()) + 1e-9
 
 
+def test_the_hinge_of_values_has_its_edges_at_plus_and_minus_one():
+    for value in (0.0, 1.0):
+        y = outputs.targets("hinge", torch.tensor([value]), 1, torch.float64)
+        for b in torch.linspace(-3, 3, 61, dtype=torch.float64):
+            ours = outputs.nearest("hinge", y, b.view(1, 1), 0.7, y)
+            cost = lambda z: outputs.loss("hinge", z.view(-1, 1), y) + 0.7 * (z - b).view(-1) ** 2  # noqa: B023, E731
+            assert float(cost(ours)) <= float(cost(LINE).min()) + 1e-9
+    assert float(outputs.loss("hinge", torch.tensor([[0.0]]), torch.tensor([[-1.0]]))) == 1
+
+
 @settings(deadline=None, max_examples=30)
 @given(label=st.integers(0, 3), b=st.lists(number, min_size=4, max_size=4), beta=penalty)
 def test_the_cross_entropys_output_is_near_the_minimum(label, b, beta):
@@ -105,6 +115,16 @@ def test_units_that_are_dead_on_all_rows_keep_their_weights():
     assert torch.equal(least_squares(dead[:1], dead, 1e-6), torch.zeros(1, 3, dtype=torch.float64))
 
 
+def test_numbers_that_are_none_stay_none():
+    assert bool(torch.isnan(of(nn.ReLU())(torch.tensor([torch.nan]))))
+    assert bool(torch.isnan(of(nn.ReLU()).nearest(torch.tensor([torch.nan]), torch.tensor([torch.nan]), 1.0, 1.0)))
+
+
+def test_a_matrix_without_an_inverse_is_told():
+    with pytest.raises(Diverged, match="a larger ridge"):
+        least_squares(torch.ones(1, 2, dtype=torch.float64), torch.ones(2, 2, dtype=torch.float64), 1e-18)
+
+
 def test_sums_that_are_no_numbers_are_divergence():
     with pytest.raises(Diverged, match="no longer finite"):
         least_squares(torch.full((1, 2), torch.nan), torch.eye(2), 1e-6)
@@ -123,6 +143,18 @@ def test_what_is_no_chain_is_refused_by_name():
     refused(nn.Sequential(nn.Linear(2, 2), nn.ReLU()), r"this model ends with ReLU\(\)")
     refused(nn.Sequential(), "ends with nothing")
     refused(nn.Linear(2, 2), "got Linear")
+
+    class Skips(nn.Sequential):
+        def forward(self, x):
+            return x + super().forward(x)
+
+    class Doubles(nn.Linear):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    refused(Skips(nn.Linear(2, 2)), "got Skips")
+    refused(nn.Sequential(Doubles(2, 2)), r"layer 0 \(Doubles\)")
+    refused(nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))), r"layer 0 \(ParametrizedLinear\)")
     shared = nn.Linear(2, 2)
     refused(nn.Sequential(shared, nn.ReLU(), shared), "share")
     tied = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2))

@@ -119,7 +119,8 @@ class Strategy(Protocol):
     - `full_batch = True`: each of its steps sees all rows, so that a step is an epoch and there is no batch size;
     - `own_steps = True`: it moves the parameters by a rule of its own, without the run's optimizer;
     - `keeps_best = True`: its progress is not steady, so that the run's model is the published one that scored best in
-      validation (by the first metric, else by the loss; of those since a resume), and not the last one.
+      validation, and not the last one: by the first metric whose name says which way is better, else by the loss; of those
+      since a resume.
     """
 
     async def run(self, worker: Worker, net: Net) -> Vec:

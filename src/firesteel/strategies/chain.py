@@ -31,40 +31,54 @@ class Piece:
 class Activation:
     """A piecewise linear function of one number; the pieces cover the line, from left to right."""
 
+    function: nn.Module
     pieces: tuple[Piece, ...]
 
     def __call__(self, z: Tensor) -> Tensor:
-        result = torch.empty_like(z)
-        for p in self.pieces:
-            result = torch.where(z >= p.low, p.slope * z + p.shift, result)
-        return result
+        return self.function(z)
 
     def nearest(self, a: Tensor, m: Tensor, gamma: float, beta: float) -> Tensor:
         """argmin over z of gamma (a - h(z))^2 + beta (z - m)^2, entry by entry: the best of the minima of all pieces."""
-        best, least = torch.empty_like(m), torch.full_like(m, _INF)
+        best, least = m, None
         for p in self.pieces:
-            z = (gamma * p.slope * (a - p.shift) + beta * m).div_(gamma * p.slope**2 + beta).clamp_(p.low, p.high)
-            cost = gamma * (a - p.slope * z - p.shift) ** 2 + beta * (z - m) ** 2
-            better = cost < least
-            best, least = torch.where(better, z, best), torch.where(better, cost, least)
+            if p.slope:
+                z = torch.add(beta * m, a, alpha=gamma * p.slope).sub_(gamma * p.slope * p.shift)
+                z = z.div_(gamma * p.slope**2 + beta).clamp_(p.low, p.high)
+                missed = torch.sub(a, z, alpha=p.slope)
+            else:
+                z, missed = m.clamp(p.low, p.high), a
+            cost = (missed - p.shift if p.shift else missed).square().mul_(gamma)
+            cost = cost.add_((z - m).square_(), alpha=beta)
+            if least is None:
+                best, least = z, cost
+            else:
+                best, least = torch.where(cost < least, z, best), torch.minimum(cost, least)
         return best
 
 
-def _activation(layer: nn.Module) -> Activation | None:
+def _pieces(layer: nn.Module) -> tuple[Piece, ...] | None:
+    if not _plain(layer):
+        return None
     match layer:
         case nn.ReLU():
-            return Activation((Piece(-_INF, 0, 0), Piece(0, _INF, 1)))
+            return Piece(-_INF, 0, 0), Piece(0, _INF, 1)
         case nn.LeakyReLU():
-            return Activation((Piece(-_INF, 0, layer.negative_slope), Piece(0, _INF, 1)))
+            return Piece(-_INF, 0, layer.negative_slope), Piece(0, _INF, 1)
         case nn.Hardsigmoid():
-            return Activation((Piece(-_INF, -3, 0), Piece(-3, 3, 1 / 6, 0.5), Piece(3, _INF, 0, 1)))
+            return Piece(-_INF, -3, 0), Piece(-3, 3, 1 / 6, 0.5), Piece(3, _INF, 0, 1)
         case nn.Hardtanh():  # between 0 and 1 it is the "hard sigmoid" of Taylor et al.
             low, high = layer.min_val, layer.max_val
-            return Activation((Piece(-_INF, low, 0, low), Piece(low, high, 1), Piece(high, _INF, 0, high)))
+            return Piece(-_INF, low, 0, low), Piece(low, high, 1), Piece(high, _INF, 0, high)
         case nn.Identity():
-            return Activation((Piece(-_INF, _INF, 1),))
+            return (Piece(-_INF, _INF, 1),)
         case _:
             return None
+
+
+def _plain(layer: nn.Module) -> bool:
+    """Whether a layer is PyTorch's own, and not a subclass that may do anything, or one whose weight is computed."""
+    hooked = layer._forward_hooks or layer._forward_pre_hooks  # pyright: ignore[reportPrivateUsage]
+    return type(layer).__module__.startswith("torch.nn.modules.") and not hooked
 
 
 @final
@@ -83,7 +97,7 @@ def chain(module: nn.Module, who: str) -> Chain:
         UsageError: it is no `MLP` or `nn.Sequential` of Linear layers with piecewise linear activations between them.
     """
     found = module.layers if isinstance(module, MLP) else module
-    if not isinstance(found, nn.Sequential):
+    if not isinstance(found, nn.Sequential) or not _plain(found):
         raise UsageError(
             f"{who} needs a firesteel.models.MLP, or an nn.Sequential of Linear layers and activations; got "
             f"{type(module).__name__}."
@@ -91,13 +105,13 @@ def chain(module: nn.Module, who: str) -> Chain:
     layers: list[nn.Linear] = []
     between: list[Activation] = []
     for number, layer in enumerate(found):
-        activation = _activation(layer)
+        pieces = _pieces(layer)
         if isinstance(layer, nn.Flatten) and not layers:
             continue
-        if isinstance(layer, nn.Linear) and len(layers) == len(between):
+        if isinstance(layer, nn.Linear) and _plain(layer) and len(layers) == len(between):
             layers.append(layer)
-        elif activation is not None and len(layers) == len(between) + 1:
-            between.append(activation)
+        elif pieces is not None and len(layers) == len(between) + 1:
+            between.append(Activation(layer, pieces))
         else:
             raise UsageError(
                 f"{who} trains layer by layer, and cannot take layer {number} ({type(layer).__name__}) where it stands: give "

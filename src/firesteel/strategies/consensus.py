@@ -14,8 +14,8 @@ from typing import final
 import torch
 from torch import Tensor
 
-from firesteel.errors import UsageError
 from firesteel.net.protocol import Net, Vec
+from firesteel.strategies.ranges import positive, whole
 from firesteel.worker import Worker
 
 
@@ -36,23 +36,22 @@ class ConsensusADMM:
     """Local steps between two meetings, >= 1."""
 
     def __post_init__(self) -> None:
-        if not self.rho > 0 or self.period < 1:
-            raise UsageError(f"ConsensusADMM(rho={self.rho}, period={self.period}): rho > 0 and period >= 1 are needed.")
+        positive(self, "rho")
+        whole(self, period=1)
 
     async def run(self, worker: Worker, net: Net) -> Vec:
         z, v = net.resume(worker.params.clone(), torch.zeros_like(worker.params))
-        seen = 0.0
+        aim, seen = z - v, 0.0
         for step, batch in worker.steps():
             grad = worker.gradient(batch)
-            _ = grad.add_(worker.params - z + v, alpha=self.rho)
-            worker.step(grad)
+            worker.step(grad.add_(worker.params, alpha=self.rho).sub_(aim, alpha=self.rho))
             seen += batch.weight
             if step % self.period == 0 or worker.last(step):
                 before, z = z, (await net.all_reduce(worker.params + v, weight=seen)).clone()
                 apart = worker.params - z
                 _ = v.add_(apart)
                 worker.figures = {"primal": await _spread(net, apart, seen), "dual": self.rho * float((z - before).norm())}
-                seen = 0.0
+                aim, seen = z - v, 0.0
                 net.publish(z, z, v)
         return z
 

@@ -18,12 +18,13 @@ from typing import Any, Literal, final
 import torch
 from torch import Tensor, nn
 
-from firesteel.errors import UsageError
+from firesteel.errors import Diverged, UsageError
 from firesteel.net.protocol import Net, Vec
 from firesteel.strategies import outputs
 from firesteel.strategies.chain import chain
 from firesteel.strategies.layerwise import Layerwise, Part, Tally, least_squares, towards, unmet
 from firesteel.strategies.outputs import OUTPUTS, Output
+from firesteel.strategies.ranges import one_of, positive
 from firesteel.worker import Worker
 
 Update = Literal["exact", "majorised"]
@@ -59,23 +60,22 @@ class DlADMM:
     """What is minimised: "cross_entropy" or "hinge" for classes, "squared" for classes (as 0 and 1) or values."""
     update: Update = "exact"
     """How weights and activations are updated: "exact" or "majorised"."""
-    ridge: float = 0.03
-    """How much weights are held where they are, as a share of the mean diagonal of their inputs' sums, > 0; if "exact"."""
-    accelerate: bool = True
-    """Whether sweeps begin beyond the last weights; not with "majorised"."""
+    ridge: float | None = None
+    """How much "exact" holds weights where they are, as a share of the mean diagonal of their inputs' sums, > 0; 0.03 if None.
+    Deeper networks need more: 3 for two hidden layers."""
+    accelerate: bool | None = None
+    """Whether "exact" sweeps begin beyond the last weights; True if None."""
 
     own_steps = True
     full_batch = True
     keeps_best = True
 
     def __post_init__(self) -> None:
-        for name in ("nu", "rho", "ridge"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"DlADMM({name}={getattr(self, name)}): {name} must be greater than 0.")
-        known = {"output": OUTPUTS, "update": ("exact", "majorised")}
-        for name, choices in known.items():
-            if getattr(self, name) not in choices:
-                raise UsageError(f"DlADMM({name}={getattr(self, name)!r}): {name} must be one of {', '.join(choices)}.")
+        positive(self, "nu", "rho", *(() if self.ridge is None else ("ridge",)))
+        one_of(self, output=OUTPUTS, update=("exact", "majorised"), accelerate=(None, True, False))
+        if self.update == "majorised" and (self.ridge is not None or self.accelerate):
+            given = "accelerate=True" if self.ridge is None else f"ridge={self.ridge}"
+            raise UsageError(f'DlADMM(update="majorised", {given}): only update="exact" has it; leave it out.')
 
     def check(self, workers: int, optimizer: torch.optim.Optimizer, module: nn.Module) -> str | None:
         outputs.check("DlADMM", self.output, chain(module, "DlADMM").layers[-1].out_features)
@@ -86,7 +86,7 @@ class DlADMM:
 
     async def run(self, worker: Worker, net: Net) -> Vec:
         sweeps = _Sweeps(self, Layerwise(worker, chain(worker.module, "DlADMM"), self.output), net)
-        pace = _Pace(worker.params) if self.accelerate and self.update == "exact" else None
+        pace = _Pace(worker.params) if self.update == "exact" and self.accelerate is not False else None
         resumed = net.resume()
         if resumed:
             left = sweeps.restore(resumed)
@@ -111,6 +111,7 @@ class _Sweeps:
         self.settings: DlADMM = settings
         self.rows: Layerwise = rows
         self.net: Net = net
+        self.ridge: float = 0.03 if settings.ridge is None else settings.ridge
         self.last: int = len(rows.chain.layers) - 1
         self.before: Tensor = torch.zeros_like(rows.u)  # W_L a_{L-1} + b_L of the sweep before
         self.theta: Tensor = torch.ones(2, self.last + 1, dtype=torch.float64)  # of each layer's weights, and inputs
@@ -135,21 +136,24 @@ class _Sweeps:
 
     async def sweep(self) -> None:
         rows, last = self.rows, self.last
+        sums: tuple[Tensor, ...] = ()
         for k in reversed(range(last + 1)):
             if k < last:
                 await self._inputs(k + 1, None)
             for part in rows.parts:
                 rows.z[k][part] = self._nearest(k, part, rows.mapped(k, part))
-            await self._layer(k, bias_first=True)
+            sums = await self._sums(k)
+            self._layer(k, *sums, bias_first=True)
         tally = Tally()
         for k in range(last):
-            await self._layer(k, bias_first=False)
+            # Between the ways back and forth the first layer's sums are the same ones.
+            self._layer(k, *(sums if k == 0 else await self._sums(k)), bias_first=False)
             for part in rows.parts:
                 m = rows.mapped(k, part)
                 z = rows.z[k][part] = self._nearest(k, part, m)
                 tally.cost(rows.weight(part), self.settings.nu / 2 * ((z - m) ** 2).sum(1))
             await self._inputs(k + 1, tally)
-        await self._layer(last, bias_first=False)
+        self._layer(last, *(sums if last == 0 else await self._sums(last)), bias_first=False)
         rho = self.settings.rho
         for part in rows.parts:
             m, u = rows.mapped(last, part), rows.u[part]
@@ -195,10 +199,12 @@ class _Sweeps:
                 tally.square(hidden=gap)
                 tally.cost(rows.weight(part), nu / 2 * (gap**2).sum(1))
 
-    async def _layer(self, k: int, bias_first: bool) -> None:
-        """Layer k's bias and weights, one after the other, from two sums over all workers' rows."""
-        rows, layer, c = self.rows, self.rows.chain.layers[k], self._penalty(k)
-        cross, gram = await rows.sums(self.net, k, lambda part: self._wanted(k, part))
+    async def _sums(self, k: int) -> tuple[Tensor, Tensor]:
+        return await self.rows.sums(self.net, k, lambda part: self._wanted(k, part))
+
+    def _layer(self, k: int, cross: Tensor, gram: Tensor, bias_first: bool) -> None:
+        """Layer k's bias and weights, one after the other, from the sums over all workers' rows."""
+        layer, c = self.rows.chain.layers[k], self._penalty(k)
         inner = layer.in_features
         weight, total, seen = layer.weight.data.double(), cross[:, inner], gram[:inner, inner]
         bias = torch.zeros(len(weight), dtype=weight.dtype, device=weight.device)
@@ -212,7 +218,7 @@ class _Sweeps:
             elif what == "weight":
                 targets, squares = cross[:, :inner] - torch.outer(bias, seen), gram[:inner, :inner]
                 if self.settings.update == "exact":
-                    weight = least_squares(targets, squares, self.settings.ridge, near=weight)
+                    weight = least_squares(targets, squares, self.ridge, near=weight)
                 else:
                     slope = c * (weight @ squares - targets)
                     bend = c * float((slope @ squares * slope).sum())
@@ -229,14 +235,13 @@ class _Sweeps:
         return self._penalty(k) * missing @ weight + self.settings.nu * (a - rows.chain.between[k - 1](rows.z[k - 1][part]))
 
     async def _rate_of_inputs(self, k: int) -> float:
-        bend = square = 0.0
-        for part in self.rows.parts:
-            slope = self._slope(k, part)
-            own = float(torch.linalg.vector_norm(slope, dtype=torch.float64)) ** 2
-            further = slope @ self.rows.chain.layers[k].weight.data.T
-            bend += self._penalty(k) * float(torch.linalg.vector_norm(further, dtype=torch.float64)) ** 2
-            bend, square = bend + self.settings.nu * own, square + own
-        both = torch.tensor([bend, square], dtype=torch.float64, device=self.rows.u.device)
+        rows, c, nu = self.rows, self._penalty(k), self.settings.nu
+        both = torch.zeros(2, dtype=torch.float64, device=rows.u.device)
+        for part in rows.parts:
+            slope, weight = self._slope(k, part), rows.weight(part).double()
+            own = (weight * slope.double().square()).sum()
+            further = (weight * (slope @ rows.chain.layers[k].weight.data.T).double().square()).sum()
+            both += torch.stack([c * further + nu * own, own])
         bend, square = (await self.net.all_reduce(both, "sum")).tolist()
         return self._doubled(1, k, bend, square)
 
@@ -245,10 +250,14 @@ class _Sweeps:
 
         phi is quadratic there, so that this is the paper's test, phi(new) <= phi + <slope, step> + theta/2 |step|^2.
         """
-        theta = float(self.theta[which, k]) / 2
-        if square:
-            theta *= 2.0 ** max(0, math.ceil(math.log2(bend / square / theta)))
-        self.theta[which, k] = theta
+        if not (math.isfinite(bend) and math.isfinite(square)):
+            raise Diverged("a gradient of the penalties is no longer finite: scale the features, or lower the penalties.")
+        theta = float(self.theta[which, k])
+        if square > 0:
+            theta /= 2
+            if bend > 0:
+                theta *= 2.0 ** max(0, math.ceil(math.log2(bend / square / theta)))
+            self.theta[which, k] = theta
         return theta
 
 

@@ -148,9 +148,11 @@ class Tally:
 def unmet(history: list[dict[str, Any]], remedy: str) -> str | None:
     """A warning where the multiplier has moved for ten sweeps or more, and what it is to bring to nothing is still there."""
     found = [(row["primal"], row["multiplier"]) for row in history if row["multiplier"]]
-    if len(found) <= 10 or found[-1][0] <= max(found[0][0] / 2, _MET):
+    if len(found) <= 10:
         return None
     (primal, multiplier), (still, grown) = found[0], found[-1]
+    if still <= max(primal / 2, _MET) or grown <= multiplier:
+        return None
     return (
         f"the multiplier went from {multiplier:.3g} to {grown:.3g} while the primal residual went from {primal:.3g} to "
         f"{still:.3g}: the network's output does not come to what the loss asks for. {remedy}"
@@ -165,9 +167,8 @@ def least_squares(targets: Tensor, gram: Tensor, ridge: float, near: Tensor | No
     if not bool(torch.isfinite(targets).all() & torch.isfinite(gram).all()):
         raise Diverged("a layer's sums over all rows are no longer finite: lower the penalties, or start the multiplier later.")
     r = ridge * float(gram.diagonal().mean()) or ridge
-    factor = torch.linalg.cholesky(gram + r * torch.eye(len(gram), dtype=gram.dtype, device=gram.device))
     wanted = targets if near is None else targets + r * near
-    return torch.cholesky_solve(wanted.T, factor).T
+    return _solve(gram + r * torch.eye(len(gram), dtype=gram.dtype, device=gram.device), wanted.T, "ridge").T
 
 
 def towards(weight: Tensor, beta: float, gamma: float) -> Tensor:
@@ -178,4 +179,11 @@ def towards(weight: Tensor, beta: float, gamma: float) -> Tensor:
     """
     w = weight.double()
     matrix = beta * w.T @ w + gamma * torch.eye(w.shape[1], dtype=w.dtype, device=w.device)
-    return torch.cholesky_solve(beta * w.T, torch.linalg.cholesky(matrix)).to(weight.dtype)
+    return _solve(matrix, beta * w.T, "penalty of the activations (gamma, nu)").to(weight.dtype)
+
+
+def _solve(matrix: Tensor, right: Tensor, too_small: str) -> Tensor:
+    factor, failed = torch.linalg.cholesky_ex(matrix)
+    if failed:
+        raise Diverged(f"a layer's least squares have no unique solution in float64: a larger {too_small} gives them one.")
+    return torch.cholesky_solve(right, factor)

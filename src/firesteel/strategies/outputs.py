@@ -1,7 +1,8 @@
 r"""What stands at the end of a network that is trained without gradients: losses whose proximal step is cheap.
 
-Each is a sum over the outputs of a row: hinge \( \max(1 - z, 0) \) where y is 1 and \( \max(z, 0) \) where it is 0, the
-squared error \( (z - y)^2 \), and the cross-entropy of softmax(z).
+Each is a sum over the outputs of a row: hinge \( \max(1 - z, 0) \) where y is 1 and \( \max(z - y, 0) \) elsewhere, the
+squared error \( (z - y)^2 \), and the cross-entropy of softmax(z). Of classes y is 1 at the row's own and 0 elsewhere. Of
+labels that are values, which the sign of an output is to tell apart, the hinge takes 0 as -1.
 """
 
 from __future__ import annotations
@@ -26,20 +27,22 @@ def check(who: str, output: Output, width: int) -> None:
 
 
 def targets(output: Output, target: Tensor, width: int, kind: torch.dtype) -> Tensor:
-    """Labels as numbers, [n, width]: classes become 0 and 1, values stay."""
+    """Labels as the numbers that outputs are to come to, [n, width]."""
     if not target.is_floating_point():
         return one_hot(target, width).to(kind)
     values = target.to(kind).view(len(target), -1)
     if output != "squared" and not bool(((values == 0) | (values == 1)).all()):
         raise UsageError(f'output="{output}" needs labels that are 0 or 1, or classes; for other values use output="squared".')
-    return values
+    if output == "cross_entropy" and not bool((values.sum(1) == 1).all()):
+        raise UsageError('output="cross_entropy" needs exactly one 1 in each row; for several labels, or none, use "hinge".')
+    return 2 * values - 1 if output == "hinge" else values
 
 
 def loss(output: Output, z: Tensor, y: Tensor) -> Tensor:
     """The loss of each row, [n]."""
     match output:
         case "hinge":
-            return torch.where(y > 0.5, 1 - z, z).clamp(min=0).sum(1)
+            return torch.where(y == 1, 1 - z, z - y).clamp(min=0).sum(1)
         case "squared":
             return ((z - y) ** 2).sum(1)
         case "cross_entropy":
@@ -52,8 +55,8 @@ def nearest(output: Output, y: Tensor, b: Tensor, beta: float, start: Tensor) ->
         case "hinge":
             up, down = b + 1 / (2 * beta), b - 1 / (2 * beta)
             one = torch.where(up <= 1, up, torch.where(b >= 1, b, 1.0))
-            zero = torch.where(down >= 0, down, torch.where(b <= 0, b, 0.0))
-            return torch.where(y > 0.5, one, zero)
+            other = torch.where(down >= y, down, torch.where(b <= y, b, y))
+            return torch.where(y == 1, one, other)
         case "squared":
             return (y + beta * b) / (1 + beta)
         case "cross_entropy":

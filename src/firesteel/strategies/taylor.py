@@ -23,6 +23,7 @@ from firesteel.strategies import outputs
 from firesteel.strategies.chain import Chain, chain
 from firesteel.strategies.layerwise import Layerwise, Part, Tally, least_squares, towards, unmet
 from firesteel.strategies.outputs import OUTPUTS, Output
+from firesteel.strategies.ranges import one_of, positive, whole
 from firesteel.worker import Worker
 
 Multiplier = Literal["bregman", "exact", "none"]
@@ -57,8 +58,8 @@ class TaylorADMM:
     """What is minimised: "hinge" or "cross_entropy" for classes, "squared" for classes (as 0 and 1) or values."""
     multiplier: Multiplier = "bregman"
     """"bregman" is the paper's; "exact" the augmented Lagrangian; "none" holds it at 0."""
-    warm: int = 10
-    """Sweeps before the multiplier moves, >= 0."""
+    warm: int | None = None
+    """Sweeps before the multiplier moves, >= 0; 10 if None."""
     ridge: float = 1e-6
     """Added to the diagonal of the sums before they are inverted, as a share of its mean, > 0."""
     bias: bool = False
@@ -73,15 +74,14 @@ class TaylorADMM:
 
     def __post_init__(self) -> None:
         for name in ("gamma", "beta"):
-            value = getattr(self, name)
-            if not all(v > 0 for v in (value if isinstance(value, tuple) else (value,))):
-                raise UsageError(f"TaylorADMM({name}={value}): penalties must be greater than 0.")
-        if not self.ridge > 0 or self.warm < 0:
-            raise UsageError(f"TaylorADMM needs ridge > 0 and warm >= 0; got ridge={self.ridge}, warm={self.warm}.")
-        known = {"output": OUTPUTS, "multiplier": ("bregman", "exact", "none"), "start": ("forward", "random")}
-        for name, choices in known.items():
-            if getattr(self, name) not in choices:
-                raise UsageError(f"TaylorADMM({name}={getattr(self, name)!r}): {name} must be one of {', '.join(choices)}.")
+            if isinstance(getattr(self, name), list):  # as JSON has it
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        positive(self, "gamma", "beta", "ridge")
+        one_of(self, output=OUTPUTS, multiplier=("bregman", "exact", "none"), start=("forward", "random"), bias=(True, False))
+        if self.warm is not None:
+            whole(self, warm=0)
+            if self.multiplier == "none":
+                raise UsageError(f"TaylorADMM(warm={self.warm}): without a multiplier nothing waits for it; leave warm out.")
 
     def check(self, workers: int, optimizer: torch.optim.Optimizer, module: nn.Module) -> str | None:
         network = chain(module, "TaylorADMM")
@@ -127,6 +127,7 @@ class _Sweeps:
         self.beta: tuple[float, ...] = beta
         self.before: Tensor = torch.zeros_like(rows.u)  # W_L a_{L-1} of the sweep before
         self.last: int = len(beta) - 1
+        self.warm: int = 10 if settings.warm is None else settings.warm
         self.exact: bool = settings.multiplier == "exact"
         if not settings.bias:
             for layer in rows.chain.layers:
@@ -171,7 +172,7 @@ class _Sweeps:
             m, u, y = rows.mapped(last, part), rows.u[part], rows.y[part]
             z = outputs.nearest(rows.output, y, m - u / (2 * beta), beta, rows.z[last][part])
             gap = z - m
-            if self.settings.multiplier != "none" and step > self.settings.warm:
+            if self.settings.multiplier != "none" and step > self.warm:
                 _ = u.add_(gap, alpha=2 * beta if self.exact else beta)
             tally.square(primal=gap, dual=2 * beta * (m - self.before[part]), multiplier=u)
             tally.cost(rows.weight(part), outputs.loss(rows.output, z, y) + beta * (gap**2).sum(1))
