@@ -25,7 +25,7 @@ from firesteel.products import fast_products
 from firesteel.trace import Trace
 
 FORWARD = 1 / 3  # of a gradient's cost; the backward pass costs twice as much
-_BLOCK_BYTES = 2 * 2**20  # of inputs in a block of rows: forward and backward pass both read them, so they stay in the cache
+_BLOCK_BYTES = 4 * 2**20  # of inputs in a block of rows: forward and backward pass both read them, so they stay in the cache
 
 
 @final
