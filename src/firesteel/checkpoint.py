@@ -6,6 +6,7 @@ a file `stop`. It works wherever all can see it, with no socket between them.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import secrets
@@ -19,6 +20,8 @@ from torch import Tensor
 
 from firesteel.errors import UsageError
 from firesteel.sealing import seal, unseal
+
+_PART_BYTES = 4 * 2**20
 
 
 class Board(Protocol):
@@ -35,6 +38,9 @@ class StoreBoard:
 
     The prefix is no secret: the store lists its keys to whoever reaches its port, and takes what he writes. So notices are
     sealed, and what somebody else has left there is not seen.
+
+    The store takes 8 MiB at once: what is longer lies in parts, in two places in turn, so that a reader finds the old one
+    whole while the new one is written.
     """
 
     store: Any
@@ -43,10 +49,29 @@ class StoreBoard:
 
     def put(self, name: str, data: bytes) -> None:
         place = f"{self.prefix}/board/{name}"
+        data = self._put_parts(place, data) if len(data) > _PART_BYTES else b"=" + data
         self.store.set(place, seal(self.key, place, data))
 
     def get(self, name: str) -> bytes | None:
         place = f"{self.prefix}/board/{name}"
+        found = self._unsealed(place)
+        if found is None or found[:1] == b"=":
+            return found and found[1:]
+        side, count, digest = found[1:].decode().split()
+        keys = [f"{place}/{side}/{number}" for number in range(int(count))]
+        data = b"".join(self.store.get(key) for key in keys) if self.store.check(keys) else b""
+        return data if hashlib.sha256(data).hexdigest() == digest else None
+
+    def _put_parts(self, place: str, data: bytes) -> bytes:
+        """Write the data beside where it lay before; returns what says where that is."""
+        before = self._unsealed(place)
+        side = "b" if before is not None and before[:2] == b"+a" else "a"
+        cuts = range(0, len(data), _PART_BYTES)
+        for number, start in enumerate(cuts):
+            self.store.set(f"{place}/{side}/{number}", data[start : start + _PART_BYTES])
+        return f"+{side} {len(cuts)} {hashlib.sha256(data).hexdigest()}".encode()
+
+    def _unsealed(self, place: str) -> bytes | None:
         return unseal(self.key, place, self.store.get(place)) if self.store.check([place]) else None
 
 

@@ -818,6 +818,17 @@ def test_only_who_has_the_key_is_believed():
         finder.find(store)
 
 
+def test_a_notice_may_be_longer_than_the_store_takes_at_once():
+    store = serve_store("127.0.0.1")
+    board = StoreBoard(store, "a run", "its key")
+    for content in (b"a" * 20_000_003, b"b" * 9_000_000, b"short", b"", b"c" * 17_000_000):
+        board.put("model", content)
+        assert board.get("model") == content
+    side = next(s for s in "ab" if store.check([f"a run/board/model/{s}/4"]))
+    store.set(f"a run/board/model/{side}/4", b"d" * 222_784)
+    assert board.get("model") is None
+
+
 def test_a_request_to_stop_without_the_key_stops_nothing(monkeypatch):
     def serve(host):
         store = serve_store(host)

@@ -51,8 +51,8 @@ class Batch:
 class Shard:
     """Rows by number, 0 .. rows - 1, in the data's own order.
 
-    `order` maps them to where they lie: rows arrive in any order and sub-shards share memory with their whole, so nothing
-    is ever sorted or copied. A shard that got no rows at all does not know their width; its batches have no inputs.
+    `order` maps them to where they lie, if not in order: sub-shards share memory with their whole, and rows in a file or of
+    sequences stay where they arrived. A shard that got no rows at all does not know their width; its batches have no inputs.
 
         >>> rows = pa.record_batch({"features": [[1.0, 2.0], [3.0, 4.0]], "label": [0, 1], "__row": [0, 1]})
         >>> shard = build_shard([rows], Columns(), max_memory_bytes=2**30)
@@ -196,7 +196,8 @@ class _Pile:
             np.ascontiguousarray(chunk).tofile(self.file)
         self.chunks = []
 
-    def tensor(self) -> Tensor:
+    def tensor(self, places: Array | None = None) -> Tensor:
+        """All rows; in memory each at its place, in a file as they came."""
         if self.file is not None and self.rows and self.dtype is not None:
             self.file.flush()
             shape = (self.rows, *self.inner)
@@ -207,7 +208,7 @@ class _Pile:
         self.chunks.reverse()
         while self.chunks:
             chunk = self.chunks.pop()
-            whole[at : at + len(chunk)] = chunk
+            whole[slice(at, at + len(chunk)) if places is None else places[at : at + len(chunk)]] = chunk
             at += len(chunk)
         return torch.from_numpy(whole)
 
@@ -257,12 +258,16 @@ def build_shard(
             spilled = True
     if not piles:
         return Shard(0, columns)
-    rows = piles[ROW].tensor()
-    sorted_already = bool((rows[1:] > rows[:-1]).all())
-    tensors = {name: pile.tensor() for name, pile in piles.items() if name != ROW}
+    rows = piles.pop(ROW).tensor()
+    order = None if bool((rows[1:] > rows[:-1]).all()) else rows.argsort()
+    places = None
+    if order is not None and not spilled and "lengths" not in piles:
+        # The copy into one piece puts them in order: a pass over all rows then need not gather them, each time anew.
+        places, order = np.argsort(order.numpy()), None
+    tensors = {name: pile.tensor(places) for name, pile in piles.items()}
     lengths = tensors.pop("lengths", None)
     starts = None if lengths is None else torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])
-    return Shard(len(rows), columns, starts=starts, order=None if sorted_already else rows.argsort(), **tensors)
+    return Shard(len(rows), columns, starts=starts, order=order, **tensors)
 
 
 def _same(columns: Columns, values: Array, pile: _Pile | None) -> None:
