@@ -76,9 +76,9 @@ def fast_products(module: nn.Module) -> Iterator[None]:
     """Inside of it, the module's large linear layers in float32 on the CPU take the faster library; nothing else changes."""
     layers = [m for m in module.modules() if type(m) is nn.Linear and "forward" not in vars(m)] if _helps() else []
     for layer in layers:
-        layer.forward = functools.partial(_linear, layer)
+        vars(layer)["forward"] = functools.partial(_linear, layer)
     try:
         yield
     finally:
         for layer in layers:
-            del layer.forward
+            del vars(layer)["forward"]
