@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 JAVA = JAVA_HOME="$$(scripts/java)"
 
-.PHONY: help venv java demo test soak lint lock clean bench-peers bench-data bench-wire bench-server bench-async bench-predicted bench-scaling bench-simulator
+.PHONY: help venv java demo test soak lint lock clean bench-peers bench-data bench-wire bench-server bench-async bench-predicted bench-lbfgs bench-scaling bench-simulator
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -52,6 +52,9 @@ bench-async: venv java ## accuracy of the asynchronous methods on MNIST
 
 bench-predicted: venv java ## predicted and measured epochs across two hosts (needs root and spark-hosts)
 	$(JAVA) $(RUN) -m benchmarks.predicted
+
+bench-lbfgs: venv java ## L-BFGS beside Spark ML's; bytes, rounds and memory of ten million parameters
+	$(JAVA) $(RUN) -m benchmarks.spark_ml
 
 bench-scaling: venv ## speed-up to 256 workers of a small CNN, by simulation
 	$(RUN) -m benchmarks.scaling
