@@ -53,6 +53,9 @@ bench-async: venv java ## accuracy of the asynchronous methods on MNIST
 bench-predicted: venv java ## predicted and measured epochs across two hosts (needs root and spark-hosts)
 	$(JAVA) $(RUN) -m benchmarks.predicted
 
+bench-lbfgs: venv java ## L-BFGS beside Spark ML's; bytes, rounds and memory of ten million parameters
+	$(JAVA) $(RUN) -m benchmarks.spark_ml
+
 bench-scaling: venv ## speed-up to 256 workers of a small CNN, by simulation
 	$(RUN) -m benchmarks.scaling
 
