@@ -8,7 +8,7 @@ from problem import network, rows
 import firesteel
 from firesteel import Cluster, Compute, DynSGD, Failure, ModelAveraging, Network, Simulated
 from firesteel.plots import _BLUE, gantt, speed_up
-from firesteel.sim.planner import TRUST
+from firesteel.sim.planner import TRUST, suiting
 from firesteel.strategies import CATALOGUE
 
 AWAY = (0.05, 0.2)
@@ -73,8 +73,9 @@ def test_titles_stay_inside(failures):
 
 
 def test_every_line_of_a_plan_looks_different():
-    chosen = [CATALOGUE[name]() for name in TRUST] + [ModelAveraging(4)]
-    found = firesteel.plan(network, FAILING, 100, chosen, [2], batch_size=4, optimizer=firesteel.SGD())
+    adam = firesteel.Adam()
+    chosen = [*suiting([CATALOGUE[name]() for name in TRUST], network(), adam, 2), ModelAveraging(4)]
+    found = firesteel.plan(network, FAILING, 100, chosen, [2], batch_size=4, optimizer=adam)
     lines = speed_up(found).axes[0].lines
     assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == len(lines) == len(chosen) + 1
     labels = [str(line.get_label()).partition(":")[0] for line in lines]
