@@ -1,0 +1,1 @@
+"""Networks that lie in parts on several workers."""
