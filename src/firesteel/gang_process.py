@@ -98,10 +98,13 @@ class GangProcess:
         batch_size = most if full_batch(job.strategy) else job.batch_size
         steps = total_steps(most, batch_size, job.epochs, limit)
         plan = Plan(shard.rows, most, batch_size, steps, job.seed, self.rank)
-        randomness.initialise(job.seed)
-        module = job.build().to(self.device)
-        probe(module, whole, self.loss, self.metrics)
-        randomness.train(job.seed, self.rank)
+        if splits(job.strategy):
+            module = self._part(whole)
+        else:
+            randomness.initialise(job.seed)
+            module = job.build().to(self.device)
+            probe(module, whole, self.loss, self.metrics)
+            randomness.train(job.seed, self.rank)
         _ = module.train()
         self.worker: Worker = Worker(
             module, self.loss, job.optimizer, shard, plan, schedule=job.schedule, clip_norm=job.clip_norm, trace=self.trace
@@ -114,9 +117,16 @@ class GangProcess:
         self.worker.on_step = self._on_step
         self.control.publish = self._publish
 
+    def _part(self, whole: Shard) -> nn.Module:
+        """This worker's part of the network; the rest of it is never made real."""
+        table = torch.zeros(self.meeting.size, WIDTH, dtype=torch.float64)
+        if whole.rows:
+            table[self.rank] = described(whole.block(0, 0))
+        return part_of(self.job, self.rank, self.meeting.size, list(self._net.totals(table)), whole, self.loss, self.metrics)
+
     def _same_start(self) -> None:
         """Every replica begins with worker 0's tensors, whatever a factory drew or a platform rounds differently."""
-        if self.meeting.size == 1:
+        if self.meeting.size == 1 or splits(self.job.strategy):
             return
         everything = [self.worker.params, *(p.data for p in self.worker.module.parameters() if not p.requires_grad)]
         everything += list(self.worker.module.buffers())
@@ -162,7 +172,7 @@ class GangProcess:
                 "Lower the learning rate, or set clip_norm; the last good model is kept."
             )
         statistics = worker.buffers
-        if statistics.numel():
+        if statistics.numel() and not splits(self.job.strategy):
             statistics = self._net.totals(statistics).div_(self.meeting.size)
         trace.mark("publish", step)
         mark = mark_of(trace, step, worker.figures)

@@ -100,6 +100,7 @@ def resolve_loss(loss: str | Callable[..., Any], weighted: bool) -> Loss:
                 return mean(outputs, targets)
             return torch.dot(rows(outputs, targets), weights.to(outputs.dtype)) / weights.sum()
 
+        named.__name__ = loss  # a network whose classes lie on several workers computes it in a way of its own
         return named
     if not callable(loss):
         raise UsageError(f"loss={loss!r} is neither a name nor a callable (outputs, targets) -> scalar.")

@@ -67,9 +67,9 @@ class LSTMClassifier(nn.Module):
 class CharLSTM(nn.Module):
     """An LSTM that says, after each symbol, which comes next: int64 [B, T] -> [B, symbols, T], as `cross_entropy` wants it.
 
-        >>> import torch
-        >>> CharLSTM(65, 32)(torch.zeros(2, 7, dtype=torch.long)).shape
-        torch.Size([2, 65, 7])
+    >>> import torch
+    >>> CharLSTM(65, 32)(torch.zeros(2, 7, dtype=torch.long)).shape
+    torch.Size([2, 65, 7])
     """
 
     def __init__(self, symbols: int, hidden: int, layers: int = 1, dropout: float = 0.0) -> None:
