@@ -15,7 +15,7 @@ from typing import Any, final
 
 import pyarrow as pa
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from firesteel import randomness
 from firesteel.checkpoint import Board, Folder, Points, pack
@@ -28,8 +28,10 @@ from firesteel.losses import resolve_loss, resolve_metrics
 from firesteel.net.control import Control
 from firesteel.net.gang import GangNet
 from firesteel.net.meeting import Meeting, join, leave
-from firesteel.net.protocol import Vec, drive, full_batch, keeps_best
+from firesteel.net.protocol import Vec, drive, full_batch, keeps_best, splits
 from firesteel.net.shared import host_name
+from firesteel.parts.example import WIDTH, described
+from firesteel.parts.making import part_of
 from firesteel.results import Kept, best_of, check_result, history_row, ipc, mark_of, rows, to_add_up
 from firesteel.stopping import HURRY
 from firesteel.trace import Trace

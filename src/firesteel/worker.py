@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from firesteel.errors import Diverged, UsageError
 from firesteel.losses import Loss
 from firesteel.net.protocol import Vec, drive
 from firesteel.optim import ByEpochs, OptimizerSettings, Schedule
+from firesteel.parts.part import Meter, Part
 from firesteel.products import fast_products
 from firesteel.trace import Trace
 
@@ -121,9 +122,9 @@ class Worker:
         self.on_step: Callable[[int], None] = lambda step: None
         # How it waits for what the other parts of its network send, where they lie on other workers.
         self.wait: Callable[[Coroutine[Any, Any, Any]], Any] = drive
-        self.part: Any = module if hasattr(module, "pieces") else None
+        self.part: Part | None = cast(Part, module) if hasattr(module, "pieces") else None
         # In virtual time: what the gradient of so many rows costs, spent share by share as the passes go on.
-        self.meter: Callable[[int], Callable[[float], None]] | None = None
+        self.meter: Meter | None = None
 
     @property
     def params(self) -> Vec:
@@ -188,7 +189,7 @@ class Worker:
         """
         _ = self.grads.zero_()
         if self.part is not None:
-            return self._gradient_of_part(batch, ready, bucket_bytes)
+            return self._gradient_of_part(self.part, batch, ready, bucket_bytes)
         spend = self.meter(batch.rows) if self.meter is not None else None
         if ready is not None:
             if self._buckets is None:
@@ -205,9 +206,9 @@ class Worker:
             self._buckets.finish()
         return self.grads
 
-    def _gradient_of_part(self, batch: Batch, ready: Callable[[slice], None] | None, bucket_bytes: int) -> Vec:
-        value, weight = self.wait(self.part.descend(batch, self._loss, self.meter))
-        if not self.part.alone:
+    def _gradient_of_part(self, part: Part, batch: Batch, ready: Callable[[slice], None] | None, bucket_bytes: int) -> Vec:
+        value, weight = self.wait(part.descend(batch, self._loss, self.meter))
+        if not part.alone:
             self._record(batch.rows, weight, value)
         if ready is not None:
             for group in buckets(self.slots, bucket_bytes, self.grads.element_size()):

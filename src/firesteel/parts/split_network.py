@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, final
 
@@ -20,8 +19,7 @@ from firesteel.parts.plan import Conv, Planner, Weights
 from firesteel.parts.softmax import split_cross_entropy
 from firesteel.parts.split import SplitLayer
 from firesteel.parts.tape import Tape
-
-Meter = Callable[[int], Callable[[float], None]]
+from firesteel.worker import Meter
 
 
 @final

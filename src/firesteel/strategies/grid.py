@@ -20,17 +20,17 @@ from firesteel.worker import Worker
 class Grid:
     """Groups of `model` workers share one network in parts; `data` such groups share the rows, by a strategy of their own.
 
-    Worker r has part r % model of replica r // model. For the strategy across, a worker's parameters are its part, and its gradient
-    is that of its replica's batch: so any synchronous strategy will do.
+    Worker r has part r % model of replica r // model. For the strategy across, a worker's parameters are its part, and its
+    gradient is that of its replica's batch: so any synchronous strategy will do.
     """
 
     data: int
     """Replicas of the network, >= 1."""
     model: int
     """Workers that share one replica, >= 1; there are data * model workers."""
-    within: Any = NeuronParallel()
+    within: Any = NeuronParallel()  # noqa: RUF009
     """How they share it: NeuronParallel(...) or Pipeline(...)."""
-    across: Strategy = SyncSGD()
+    across: Strategy = SyncSGD()  # noqa: RUF009
     """How the replicas train together: SyncSGD(), ModelAveraging(...), ..."""
 
     def __post_init__(self) -> None:
@@ -40,11 +40,11 @@ class Grid:
             raise UsageError(f"Grid(within={self.within!r}): give NeuronParallel(...) or Pipeline(...).")
         if splits(self.across) or full_batch(self.across) or own_steps(self.across) or has_server(self.across):
             raise UsageError(
-                f"Grid(across={self.across!r}): give a synchronous strategy that steps by gradients of batches, such as SyncSGD() "
-                "or ModelAveraging(...)."
+                f"Grid(across={self.across!r}): give a synchronous strategy that steps by gradients of batches, such as "
+                "SyncSGD() or ModelAveraging(...)."
             )
         if getattr(self.within, "local_steps", 1) > 1:
-            raise UsageError("Grid(within=NeuronParallel(local_steps=...)): the strategy across takes exact steps; leave it at 1.")
+            raise UsageError("Grid(within=NeuronParallel(local_steps=...)): the strategy across takes exact steps; leave it 1.")
 
     def check(self, workers: int, optimizer: torch.optim.Optimizer, module: nn.Module) -> str | None:
         if workers != self.data * self.model:

@@ -21,9 +21,9 @@ from firesteel.worker import Worker
 class NeuronParallel:
     r"""Each worker has its own units of every layer, with their incoming weights and the optimizer's state of them.
 
-    Shrivastava, Chaudhury & Jayadeva 2017, arXiv 1708.05840, as docs/strategies/model-parallel.md reads it. The batch of a step is
-    all workers' rows together, and the result that of one process with that batch: forward, units are gathered (or partial sums
-    added) layer by layer; backward, gradients go back to the units' owners.
+    Shrivastava, Chaudhury & Jayadeva 2017, arXiv 1708.05840, as docs/strategies/model-parallel.md reads it. The batch of a
+    step is all workers' rows together, and the result that of one process with that batch: forward, units are gathered (or
+    partial sums added) layer by layer; backward, gradients go back to the units' owners.
 
     With `local_steps` k > 1, k - 1 more steps follow on the same batch without the network: each worker moves its own weights
     alone, while what the others contribute stays what it was in the exact pass; each such move counts `damping` times.
@@ -68,8 +68,8 @@ class NeuronParallel:
         if self.local_steps > 1 and any(piece.shared and piece.cut.whole for piece in made.pieces.values()):
             shared = next(piece.name for piece in made.pieces.values() if piece.shared and piece.cut.whole)
             raise UsageError(
-                f"NeuronParallel(local_steps={self.local_steps}) moves each weight where its owner is, but '{shared}' is at every "
-                'worker. Set conv="split", or local_steps=1.'
+                f"NeuronParallel(local_steps={self.local_steps}) moves each weight where its owner is, but '{shared}' is at "
+                'every worker. Set conv="split", or local_steps=1.'
             )
         return made
 
