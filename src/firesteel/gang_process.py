@@ -22,7 +22,7 @@ from firesteel.checkpoint import Board, Folder, Points, pack
 from firesteel.data.batches import Plan, total_steps
 from firesteel.data.shard import Shard, build_shard, check_rows
 from firesteel.errors import Diverged
-from firesteel.evaluate import named, probe, published_sums
+from firesteel.evaluate import named, part_sums, probe, published_sums
 from firesteel.job import Job
 from firesteel.losses import resolve_loss, resolve_metrics
 from firesteel.net.control import Control
@@ -94,6 +94,7 @@ class GangProcess:
         job.check_rows(int(sizes[:, 0].sum()), int(sizes[:, 1].sum()))
         self.validated: bool = bool(sizes[:, 1].any())
         self.held: Shard = held
+        self.most_held: int = int(sizes[:, 1].max())
         self.train_rows: int = int(sizes[:, 0].sum())
         most = int(sizes[:, 0].max())
         limit = 2**40 if self._unbounded else job.max_steps  # with max_seconds alone the clock ends the run
@@ -286,7 +287,11 @@ class GangProcess:
 
     def _evaluate(self, params: Vec, statistics: Vec) -> dict[str, float]:
         """Scores of a published model on all workers' held-out rows; every worker calls it."""
-        total = published_sums(self.worker, params, statistics, self.held, self.loss, self.metrics, self.job.columns.target)
+        published = (self.worker, params, statistics, self.held, self.loss, self.metrics)
+        if self.worker.part is not None:
+            total = part_sums(*published, self.most_held)
+        else:
+            total = published_sums(*published, self.job.columns.target)
         return named(self._net.totals(total), self.metrics)
 
     def _report(self) -> Iterator[pa.RecordBatch]:
