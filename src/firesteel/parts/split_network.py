@@ -18,7 +18,7 @@ from firesteel.parts.network import Network
 from firesteel.parts.plan import Conv, Planner, Weights
 from firesteel.parts.softmax import split_cross_entropy
 from firesteel.parts.split import SplitLayer
-from firesteel.parts.tape import Tape
+from firesteel.parts.passes import Tape
 from firesteel.worker import Meter
 
 

@@ -13,7 +13,7 @@ from firesteel.parts.cuts import Cut, Piece
 from firesteel.parts.flow import Flow
 from firesteel.parts.network import Layer
 from firesteel.parts.split import SplitLayer
-from firesteel.parts.tape import Tape
+from firesteel.parts.passes import Tape
 
 
 @final
