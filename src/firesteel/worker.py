@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -19,7 +19,7 @@ from firesteel.data.batches import Plan
 from firesteel.data.shard import Batch, Shard
 from firesteel.errors import Diverged, UsageError
 from firesteel.losses import Loss
-from firesteel.net.protocol import Vec
+from firesteel.net.protocol import Vec, drive
 from firesteel.optim import ByEpochs, OptimizerSettings, Schedule
 from firesteel.products import fast_products
 from firesteel.trace import Trace
@@ -121,6 +121,8 @@ class Worker:
         self.on_step: Callable[[int], None] = lambda step: None
         # In virtual time: what the gradient of so many rows costs, spent share by share as the passes go on.
         self.meter: Callable[[int], Callable[[float], None]] | None = None
+        # How this worker waits for what its network's other parts send.
+        self.wait: Callable[[Coroutine[Any, Any, Any]], Any] = drive
 
     @property
     def params(self) -> Vec:
