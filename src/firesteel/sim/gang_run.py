@@ -145,7 +145,7 @@ class GangRun:
                 trace.samples, trace.bytes_sent, trace.waited_seconds = int(mark["samples"]), int(mark["bytes"]), mark["waited"]
                 trace.rounds = int(mark["rounds"])
                 trace.loss_sum, trace.weight_sum = mark["loss_sum"], mark["weight_sum"]
-            worker.trace, worker.meter = member.trace, member.meter
+            worker.trace, worker.meter, worker.wait = member.trace, member.meter, member.wait
             worker.on_step = functools.partial(self._on_step, rank)
             seat.control.publish = functools.partial(self._publish, rank)
             member.on_end = functools.partial(self._ended, rank)
