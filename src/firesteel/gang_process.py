@@ -131,7 +131,7 @@ class GangProcess:
 
     def _same_start(self) -> None:
         """Every replica begins with worker 0's tensors, whatever a factory drew or a platform rounds differently."""
-        if self.meeting.size == 1 or splits(self.job.strategy):
+        if self.meeting.size == 1 or self.worker.part is not None:
             return
         everything = [self.worker.params, *(p.data for p in self.worker.module.parameters() if not p.requires_grad)]
         everything += list(self.worker.module.buffers())

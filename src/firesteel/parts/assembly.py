@@ -6,12 +6,13 @@ each of them to its place in a safetensors file. So neither holds more of the ne
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import os
 import secrets
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -236,6 +237,24 @@ def _put(whole: Tensor, cut: Cut, done: int, data: pa.Buffer) -> int:
 
 
 # ---- and gets a network ----------------------------------------------------------------------------------------------
+
+
+def joined(module: nn.Module, parts: Iterable[tuple[nn.Module, Vec, Vec]]) -> nn.Module:
+    """A network with the numbers of all its parts, where they are in one process.
+
+    Args:
+        module: the whole, on the meta device.
+        parts: modules with their parameters and their floating-point buffers, as `hand_over` takes them.
+    """
+    made = copy.deepcopy(module).to_empty(device="cpu")
+    whole = {**dict(made.named_parameters()), **dict(made.named_buffers())}
+    with torch.no_grad():
+        for part, params, statistics in parts:
+            pieces = pieces_of(part) or {}
+            for name, x in _tensors(part, params, statistics).items():
+                if name in pieces:
+                    pieces[name].cut.put(whole[pieces[name].name], x)
+    return made.eval()
 
 
 def mapped(module: nn.Module, path: Path) -> nn.Module:

@@ -21,12 +21,15 @@ from firesteel.data.batches import Plan, total_steps
 from firesteel.data.shard import Shard
 from firesteel.data.source import stream
 from firesteel.errors import Diverged, WorkerLost
-from firesteel.evaluate import named, probe, published_sums
+from firesteel.evaluate import named, probe, published_sums, sums
 from firesteel.job import Job
 from firesteel.losses import Loss, RowLoss, resolve_loss, resolve_metrics
 from firesteel.net.control import Control
-from firesteel.net.protocol import Strategy, Vec, full_batch, keeps_best
-from firesteel.parts.assembly import Replicas, fingerprint, hand_over, pieces_of
+from firesteel.net.protocol import Strategy, Vec, full_batch, keeps_best, splits
+from firesteel.parts.assembly import Replicas, fingerprint, hand_over, joined, pieces_of
+from firesteel.parts.blueprint import Blueprint
+from firesteel.parts.example import described
+from firesteel.parts.making import part_of
 from firesteel.results import Kept, best_of, check_result, digest, history_row, ipc, mark_of, rows, to_add_up
 from firesteel.sim.cluster import Cluster, Failure
 from firesteel.sim.gang import Circle, SimulatedGang
@@ -98,6 +101,8 @@ class GangRun:
         self.validated: bool = any(held.rows for _, _, held in cut)
         self._most: int = max(shard.rows for _, shard, _ in cut)
         self._own: Callable[[], Job] = shipping(job)
+        self._descriptions: list[Tensor] = [described(whole.block(0, 0)) for whole, _, _ in cut]
+        self.blueprint: Blueprint | None = Blueprint.of(job.build, job.seed) if splits(job.strategy) else None
         seats: list[_Seat] = []
         for rank, (whole, shard, held) in enumerate(cut):
             seats.append(_Seat(whole, shard, held, *self._begin(rank, whole, shard)))
@@ -118,10 +123,13 @@ class GangRun:
         steps = total_steps(self._most, batch_size, job.epochs, limit)
         plan = Plan(shard.rows, self._most, batch_size, steps, job.seed, rank)
         loss, metrics = resolve_loss(job.loss, job.columns.weight is not None), resolve_metrics(job.metrics)
-        randomness.initialise(job.seed)
-        module = job.build()
-        probe(module, whole, loss, metrics)
-        randomness.train(job.seed, rank)
+        if splits(job.strategy):
+            module = part_of(job, rank, self.size, self._descriptions, whole, loss, metrics, self.blueprint)
+        else:
+            randomness.initialise(job.seed)
+            module = job.build()
+            probe(module, whole, loss, metrics)
+            randomness.train(job.seed, rank)
         generator = torch.get_rng_state()
         settings: dict[str, Any] = {"schedule": job.schedule, "clip_norm": job.clip_norm}
         worker = Worker(module.train(), loss, job.optimizer, shard, plan, **settings)
@@ -354,14 +362,21 @@ class GangRun:
         target = self.job.columns.target
         metrics = self.seats[0].metrics
         total = torch.zeros(2 + len(metrics), dtype=torch.float64)
-        kept = self._kept(0, number)
-        for rank, seat in enumerate(self.seats):
-            params, statistics = kept if self.replicas is None else self._kept(rank, number)
+        if self.blueprint is not None:
+            parts = [(seat.worker.module, *self._kept(rank, number)) for rank, seat in enumerate(self.seats)]
+            model = joined(self.blueprint.module, parts)
+            for seat in self.seats:
+                total += sums(model, seat.held, seat.loss, seat.metrics, torch.device("cpu"))
+            return named(total, metrics)
+        params, statistics = self._kept(0, number)
+        for seat in self.seats:
             total += published_sums(seat.worker, params, statistics, seat.held, seat.loss, seat.metrics, target)
         return named(total, metrics)
 
 
 def _alike(worker: Worker, first: Worker) -> None:
+    if worker.part is not None:  # its numbers are its own
+        return
     with torch.no_grad():
         worker.params = first.params
         pairs = zip(worker.module.parameters(), first.module.parameters(), strict=True)
