@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+import torch
+
 from firesteel.net.center import Center, Rules
 from firesteel.net.control import Control
 from firesteel.sim.center import Servers, SimulatedWorker
@@ -16,13 +18,21 @@ from firesteel.sim.simulation import Member, Simulation, paces
 Program = Callable[[Any, Any], Coroutine[Any, Any, Any]]
 
 
-def gang(cluster: Cluster, program: Program, **limits: Any) -> list[Member]:
-    """Run `program(net, member)` on every worker; returns the members, with result, clock and trace."""
+def gang(cluster: Cluster, program: Program, draws: bool = False, failing: float | None = None, **limits: Any) -> list[Member]:
+    """Run `program(net, member)` on every worker; returns the members, with result, clock and trace.
+
+    Args:
+        draws: each draws from a share of torch's global generator of its own.
+        failing: the virtual second at which worker 1 dies.
+    """
     simulation = Simulation(Fabric(cluster), **limits)
     circle, pace = Circle(tuple(range(cluster.workers))), paces(cluster, 0)
     for rank in range(cluster.workers):
         member = Member(simulation, rank, pace[rank])
-        member.start(program(SimulatedGang(member, circle, rank, Control()), member))
+        generator = torch.Generator().manual_seed(rank).get_state() if draws else None
+        member.start(program(SimulatedGang(member, circle, rank, Control()), member), generator)
+    if failing is not None:
+        simulation.at(failing, 1, simulation.members[1].die)
     simulation.run()
     return simulation.members
 

@@ -13,6 +13,7 @@ from programs import gang, served
 
 from firesteel import AGN, Cluster, Compute, Downpour, Draw, Merging, Network, StrategyError
 from firesteel.net.center import Note
+from firesteel.results import ipc
 
 CLUSTERS = st.builds(
     Cluster,
@@ -200,6 +201,134 @@ def test_equal_workers_are_n_minus_one_stale(workers):
     assert sum(stale) / len(stale) == pytest.approx(workers - 1, rel=0.02)
 
 
+# ---- plain functions that wait ---------------------------------------------------------------------------------------
+
+
+def test_a_plain_function_that_waits_is_as_good_as_an_await():
+    """The same program, its reductions awaited by itself or inside plain functions, one of them called by another."""
+
+    async def noisy(net, member, x):
+        member.meter(3 + net.rank)(1.0)
+        return await net.all_reduce(x + torch.randn(4), weight=net.rank + 1.0) + torch.randn(4)
+
+    async def direct(net, member):
+        x = torch.zeros(4)
+        for _ in range(5):
+            early = net.all_reduce(torch.randn(2), "sum")
+            x = await noisy(net, member, x)
+            x = x + await net.all_gather(torch.randn(2))
+            x = await noisy(net, member, x) + (await early).sum() + torch.randn(4)
+        return x
+
+    async def waiting(net, member):
+        async def inner(x):
+            return member.wait(noisy(net, member, x)) + await net.all_gather(torch.randn(2))
+
+        x = torch.zeros(4)
+        for _ in range(5):
+            early = net.all_reduce(torch.randn(2), "sum")
+            x = member.wait(inner(x))
+            x = member.wait(noisy(net, member, x)) + (await early).sum() + torch.randn(4)
+        return x
+
+    cluster = Cluster(2, Compute(row_seconds=(1e-3, 3e-3), jitter=Draw("pareto", 1.0, 1.5)))
+    awaited, waited = gang(cluster, direct, draws=True), gang(cluster, waiting, draws=True)
+    assert awaited[0].now > 0 and not torch.equal(awaited[0].result, awaited[1].result)
+    for a, b in zip(awaited, waited, strict=True):
+        assert a.result.numpy().tobytes() == b.result.numpy().tobytes()
+        assert a.now == b.now and ipc(a.trace.table()) == ipc(b.trace.table())
+
+
+def test_a_thousand_members_wait_in_functions_that_wait():
+    async def program(net, member):
+        async def one(source):
+            return await source
+
+        async def both():
+            sent = net.send(torch.tensor([float(net.rank)]), (net.rank + 1) % net.size)
+            got = member.wait(one(net.recv((net.rank - 1) % net.size)))
+            await sent
+            return member.wait(one(net.all_reduce(got.clone(), "sum"))) + got
+
+        return [float(member.wait(both())) for _ in range(2)]
+
+    for rank, member in enumerate(gang(Cluster(1000), program)):
+        assert member.result == [499_500.0 + (rank - 1) % 1000] * 2
+
+
+def test_a_member_that_dies_waiting_is_closed_from_the_inside():
+    closed = []
+
+    async def program(net, member):
+        async def received():
+            try:
+                return float(await net.recv((net.rank - 1) % 3))
+            finally:
+                closed.append((net.rank, "coroutine"))
+
+        def plain():
+            try:
+                return member.wait(received())
+            finally:
+                closed.append((net.rank, "function"))
+                if net.rank == 1:
+                    member.wait(received())  # too late
+                    closed.append((net.rank, "never"))
+
+        try:
+            if net.rank == 2:
+                await net.send(torch.ones(1), 0)
+            return plain() if net.rank < 2 else None
+        finally:
+            closed.append((net.rank, "program"))
+            if net.rank == 1:
+                await net.recv(0)  # too late
+                closed.append((net.rank, "never"))
+
+    members = gang(Cluster(3, network=Network(latency_seconds=1.0)), program, failing=0.5)
+    for one in (0, 1):  # one has ended, one was closed
+        assert [what for rank, what in closed if rank == one] == ["coroutine", "function", "program"]
+    assert [m.result for m in members] == [1.0, None, None] and [m.alive for m in members] == [True, False, True]
+    assert members[0].now > 1.0
+
+
+def test_an_error_in_what_is_waited_for_shows_the_line_that_waited():
+    async def program(net, member):
+        async def summed():
+            total = await net.all_reduce(torch.zeros(1))
+            raise KeyError(float(total))
+
+        def plain_function():
+            return member.wait(summed())
+
+        return plain_function()
+
+    with pytest.raises(KeyError) as caught:
+        gang(Cluster(2), program)
+    names = [entry.name for entry in caught.traceback]
+    assert names[-1] == "summed" and names.index("program") < names.index("plain_function") < names.index("summed")
+
+
+def test_ctrl_c_ends_members_that_wait():
+    closed = []
+
+    async def program(net, member):
+        async def met():
+            await net.all_reduce(torch.zeros(1))
+            if net.rank == 0:
+                raise KeyboardInterrupt
+            await net.all_reduce(torch.zeros(1))
+
+        try:
+            member.wait(met())
+        finally:
+            closed.append(net.rank)
+
+    with pytest.raises(KeyboardInterrupt):
+        gang(Cluster(3), program)
+    assert sorted(closed) == [0, 1, 2]
+
+
 # ---- strategies that break the rules ---------------------------------------------------------------------------------
 
 
@@ -234,8 +363,11 @@ def test_two_workers_that_wait_for_each_other():
     async def program(net, member):
         await net.recv(1 - net.rank)
 
-    text = said(program)
-    assert "worker 0 in net.recv from worker 1; worker 1 in net.recv from worker 0" in text
+    async def waits(net, member):
+        member.wait(program(net, member))
+
+    for either in (program, waits):
+        assert "worker 0 in net.recv from worker 1; worker 1 in net.recv from worker 0" in said(either)
 
 
 def test_a_forgotten_await_is_named():
@@ -245,7 +377,11 @@ def test_a_forgotten_await_is_named():
         else:
             await net.all_reduce(torch.zeros(3))
 
-    assert "worker 1 has ended without awaiting net.all_reduce of [3]" in said(program)
+    async def waits(net, member):
+        member.wait(program(net, member))
+
+    for either in (program, waits):
+        assert "worker 1 has ended without awaiting net.all_reduce of [3]" in said(either)
 
 
 def test_an_await_inside_no_grad_is_named():
@@ -253,15 +389,27 @@ def test_an_await_inside_no_grad_is_named():
         with torch.no_grad():
             await net.all_reduce(torch.zeros(3))
 
-    assert "awaits net.all_reduce of [3] torch.float32, its call 1" in said(program)
-    assert "inside torch.no_grad()" in said(program)
+    async def waits(net, member):
+        async def met():
+            await net.all_reduce(torch.zeros(3))
+
+        with torch.no_grad():
+            member.wait(met())
+
+    for either in (program, waits):
+        assert "awaits net.all_reduce of [3] torch.float32, its call 1" in said(either)
+        assert "inside torch.no_grad()" in said(either)
 
 
 def test_a_foreign_await_is_refused():
     async def program(net, member):
         await asyncio.sleep(0)
 
+    async def waits(net, member):
+        member.wait(program(net, member))
+
     assert "not a verb of its net" in said(program)
+    assert "not a verb of its net" in said(waits)
 
 
 @pytest.mark.parametrize(

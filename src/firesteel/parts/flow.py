@@ -8,7 +8,7 @@ from typing import Literal, final
 
 from torch import Tensor
 
-from firesteel.parts.tape import Cut, Tape
+from firesteel.parts.passes import Cut, Tape
 
 
 @final

@@ -19,8 +19,8 @@ from firesteel.parts.cuts import shares
 from firesteel.parts.flow import Flow, entering, to_all
 from firesteel.parts.meetings import Meetings
 from firesteel.parts.network import Layer
+from firesteel.parts.passes import Tape
 from firesteel.parts.split import SplitLayer, dropout_mask, sizes_of
-from firesteel.parts.tape import Tape
 
 _GATES = {"LSTM": 4, "RNN_TANH": 1, "RNN_RELU": 1}
 

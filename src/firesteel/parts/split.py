@@ -15,7 +15,7 @@ from firesteel.models.layers import ClassesFirst, Last
 from firesteel.parts.cuts import Cut, Piece, shares
 from firesteel.parts.flow import Flow, added, entering, own_part, to_all
 from firesteel.parts.network import Layer
-from firesteel.parts.tape import Tape
+from firesteel.parts.passes import Tape
 
 CONVOLVE: dict[type[nn.Module], Callable[..., Tensor]] = {nn.Conv1d: F.conv1d, nn.Conv2d: F.conv2d, nn.Conv3d: F.conv3d}
 

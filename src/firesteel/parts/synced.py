@@ -12,8 +12,8 @@ from torch import Tensor
 from firesteel.parts.cuts import Cut, Piece
 from firesteel.parts.flow import Flow
 from firesteel.parts.network import Layer
+from firesteel.parts.passes import Tape
 from firesteel.parts.split import SplitLayer
-from firesteel.parts.tape import Tape
 
 
 @final

@@ -121,7 +121,7 @@ class ServerRun:
             net.statistics, net.take_up = lambda: worker.buffers, lambda statistics: setattr(worker, "buffers", statistics)
         done = net.join()
         worker.fast_forward(done)
-        worker.meter = member.meter
+        worker.meter, worker.wait = member.meter, member.wait
         worker.on_step = lambda step: self._on_step()
         net.note = Notes(worker, job.checkpoint_steps)
         net.on_stop = lambda: setattr(worker, "stopping", True)

@@ -3,11 +3,15 @@
 A worker's program runs until it awaits something that is not there yet; what it computes moves only its own clock. So its
 clock may run ahead of the heap, and everything it posts becomes an event at the moment of its own clock: wires and servers
 see posts in order of virtual time, whoever's program happened to run first.
+
+A plain function that a program calls can wait, too. It suspends the stack that it runs on, a greenlet, and with it the loop
+over events that has called the program: another loop goes on in a greenlet of its own. Programs that only await pay nothing.
 """
 
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import functools
 import gc
 import heapq
@@ -18,6 +22,7 @@ from typing import Any, TypeVar, final
 
 import pyarrow as pa
 import torch
+from greenlet import GreenletExit, getcurrent, greenlet
 from torch import Tensor
 
 from firesteel.errors import StrategyError
@@ -45,13 +50,17 @@ class Simulation:
         self.events: int = 0
         self.members: list[Member] = []
         self.on_idle: Callable[[], None] = lambda: None  # called when nothing is left to happen
-        self._queue: list[tuple[float, int, int, Callable[[], None]]] = []
+        self._queue: list[tuple[float, int, int, Callable[[], greenlet | None]]] = []
         self._ticks: int = 0
+        self._home: greenlet | None = None  # whose children the loops are
         self._max_events: int = max_events
         self._max_seconds: float = max_virtual_seconds
 
-    def at(self, seconds: float, rank: int, action: Callable[[], None]) -> None:
-        """Let something happen at a moment that is not past; ties go by rank, then by order of asking."""
+    def at(self, seconds: float, rank: int, action: Callable[[], greenlet | None]) -> None:
+        """Let something happen at a moment that is not past; ties go by rank, then by order of asking.
+
+        An action may return the suspended stack that it is to go on with.
+        """
         self._ticks += 1
         heapq.heappush(self._queue, (seconds, rank, self._ticks, action))
 
@@ -72,17 +81,35 @@ class Simulation:
             raise
 
     def _play(self) -> None:
-        queue = self._queue
+        self._home, context = getcurrent(), contextvars.copy_context()
         gc.freeze()  # thousands of workers that no event can free: the collector need not walk them again and again
         try:
-            while queue:
-                seconds, _, _, action = heapq.heappop(queue)
-                assert seconds >= self.now, "virtual time runs forwards"
-                self.now = seconds
-                self.count()
-                action()
+            suspended: greenlet | None = None
+            while self._queue or suspended is not None:
+                if suspended is None:
+                    suspended = greenlet(self._loop)
+                    suspended.gr_context = context  # one for all, as if there were one stack
+                suspended = suspended.switch()
         finally:
             gc.unfreeze()
+
+    def _loop(self) -> greenlet | None:
+        """Event after event, until a suspended stack, returned, is to go on."""
+        queue = self._queue
+        while queue:
+            seconds, _, _, action = heapq.heappop(queue)
+            assert seconds >= self.now, "virtual time runs forwards"
+            self.now = seconds
+            self.count()
+            suspended = action()
+            if suspended is not None:
+                return suspended
+        return None
+
+    def suspend(self) -> None:
+        """Leave the running stack as it is until an action returns it; another loop goes on."""
+        assert self._home is not None and getcurrent().parent is self._home, "only a program's own calls wait"
+        _ = self._home.switch(None)
 
     def count(self) -> None:
         """One more event; the budget is checked here."""
@@ -139,6 +166,7 @@ class Member:
         self.on_error: Callable[[BaseException], None] = _raise
         self.on_end: Callable[[], None] = lambda: None
         self._pace: Pace = pace
+        self._stack: greenlet | None = None  # while a plain function that the program has called waits
         simulation.members.append(self)
 
     def start(self, program: Coroutine[Any, Any, Any], generator: Tensor | None = None) -> None:
@@ -159,6 +187,26 @@ class Member:
 
         return spend
 
+    def wait(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run a coroutine to its end, for a plain function that the program has called.
+
+        Where the coroutine waits, the whole stack below is suspended: the function, whoever has called it, the program.
+        """
+        try:
+            while self.alive:
+                self._pause(coroutine.send(None))
+                self._stack = getcurrent()
+                try:
+                    self.simulation.suspend()
+                finally:
+                    self._stack = None
+                self._go_on()
+            raise GreenletExit  # closed, it waits once more
+        except StopIteration as end:
+            return end.value
+        finally:
+            coroutine.close()
+
     def wake(self, seconds: float) -> None:
         """What it waits for comes at a moment."""
         self.simulation.at(max(seconds, self.now), self.rank, self._resume)
@@ -169,38 +217,54 @@ class Member:
         self.open.clear()
         if self.program is not None:
             with contextlib.suppress(Exception):  # of its finally blocks, which a worker that dies never comes to
+                if self._stack is not None:
+                    self._stack.parent = getcurrent()  # to which it returns
+                    _ = self._stack.throw()
                 self.program.close()
             self.program = None
 
-    def _resume(self) -> None:
+    def _resume(self) -> greenlet | None:
         program = self.program
         if program is None or not self.alive:
-            return
+            return None
         self.simulation.check_clock(self.simulation.now)
-        if self.generator is not None:
-            torch.set_rng_state(self.generator)
-        self.waiting = posted = None
-        ending: Callable[[], None] | None = None
+        if self._stack is not None:
+            return self._stack
+        self._go_on()
+        posted, ending = None, None
         try:
             posted = program.send(None)
         except StopIteration as end:
             ending = functools.partial(self._end, end.value)
         except Exception as error:
             ending = functools.partial(self._break, error)
+        if not self.alive:
+            raise GreenletExit  # it has died waiting, on a stack that goes with it
+        if ending is None:
+            self._pause(posted)
+            return None
+        # It runs until the moment of its own clock: what it has posted happens before, and a failure still can.
         if self.generator is not None:
             self.generator = torch.get_rng_state()
-        if ending is not None:
-            # It runs until the moment of its own clock: what it has posted happens before, and a failure still can.
-            self.program = None
-            self.simulation.at(self.now, self.rank, ending)
-            return
+        self.program = None
+        self.simulation.at(self.now, self.rank, ending)
+        return None
+
+    def _go_on(self) -> None:
+        self.waiting = None
+        if self.generator is not None:
+            torch.set_rng_state(self.generator)
+
+    def _pause(self, posted: object) -> None:
+        """The program has come to a verb that is not over."""
+        if self.generator is not None:
+            self.generator = torch.get_rng_state()
         if not isinstance(posted, Posted):
             raise StrategyError(
                 "the strategy awaited something that is not a verb of its net (asyncio's sleep, say); "
                 "between two verbs write plain PyTorch without await"
             )
         if not torch.is_grad_enabled():
-            program.close()  # leaves the with-block, so that the caller's mode is what it was
             raise StrategyError(
                 f"worker {self.rank} awaits {posted.what()} inside torch.no_grad(): in virtual time another worker would go on "
                 "there and compute no gradients. End the with-block before the await."
