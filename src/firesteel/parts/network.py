@@ -43,6 +43,8 @@ class Network:
     inputs: tuple[int, ...]
     dtype: torch.dtype
     """Of the inputs."""
+    costs: tuple[float, ...] = ()
+    """Seconds that each layer takes, where they have been measured."""
 
     @property
     def flops(self) -> float:

@@ -55,6 +55,11 @@ class Grid:
         check = getattr(self.across, "check", None)
         return check(self.data, optimizer, module) if check is not None else None
 
+    @property
+    def measures_layers(self) -> bool:
+        """Whether it wants to know how long each layer takes."""
+        return getattr(self.within, "measures_layers", False)
+
     def parts_of(self, workers: int) -> int:
         """Into how many parts the network is cut."""
         return self.model
