@@ -138,7 +138,8 @@ def probe(module: nn.Module, shard: Shard, loss: Loss, metrics: dict[str, RowLos
         target = batch.target
         if target is None:
             return
-        if isinstance(outputs, Tensor) and not target.is_floating_point() and outputs.dim() == 2:
+        each_step = isinstance(outputs, Tensor) and outputs.dim() > 1 and outputs.shape[2:] == target.shape[1:]
+        if isinstance(outputs, Tensor) and not target.is_floating_point() and (outputs.dim() == 2 or each_step):
             classes, most = outputs.shape[1], shard.classes
             if most is not None and most > classes:
                 raise UsageError(

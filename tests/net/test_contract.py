@@ -112,6 +112,33 @@ def test_a_group_is_a_net_of_its_own(share):
     assert results(gang(3, program, share)) == [(1, 20.0, 3.0), 3.0, (0, 20.0, 3.0)]
 
 
+@SHARED
+@pytest.mark.parametrize("whole", [None, 1, 3], ids=["groups alone", "all meet at each step", "all meet at every third"])
+def test_all_workers_stop_at_the_same_publish_point_whatever_groups_they_are_in(share, whole):
+    """Worker 0 is asked after the fourth step's reductions: its group alone must not hear it, or not before the others."""
+
+    async def program(net):
+        row, column = net.group([0, 1] if net.rank < 2 else [2, 3]), net.group([net.rank % 2, net.rank % 2 + 2])
+        published = []
+        net.control.publish = lambda params, rest: published.append((float(params), float(rest[0])))
+        net.control.resumed = (torch.tensor(7.0),)
+        for step in range(1, 13):
+            if whole is not None and step % whole == 0:
+                await net.all_reduce(torch.ones(1))
+            if net.rank == 0 and step == 4:
+                net.control.stop_asked = 1.0
+            await row.all_reduce(torch.ones(1))
+            await column.all_reduce(torch.ones(1))
+            (net, row, column)[step % 3].publish(torch.tensor(float(step)), torch.tensor(net.rank + 0.5))
+            if net.control.stop_agreed:
+                break
+        return published, float(column.resume()[0])
+
+    stops = 5 if whole == 1 else 4
+    expected = [([(float(s), rank + 0.5) for s in range(1, stops + 1)], 7.0) for rank in range(4)]
+    assert results(gang(4, program, share)) == expected
+
+
 @pytest.mark.parametrize(("size", "expected"), [(2, 4000), (3, 5333)])
 def test_bytes_are_those_of_a_ring(size, expected):
     async def program(net):

@@ -168,6 +168,28 @@ def test_workers_that_only_publish_stop_at_the_same_place(max_seconds):
     assert steps[0] == steps[1] == run.settings["steps"]
 
 
+@dataclasses.dataclass(frozen=True)
+class InPairs:
+    """Pairs of workers average at each step; every other publish point is the pair's."""
+
+    async def run(self, worker, net):
+        pair = net.group([net.rank // 2 * 2, net.rank // 2 * 2 + 1])
+        for step, batch in worker.steps():
+            worker.step(await pair.all_reduce(worker.gradient(batch)))
+            (pair if step % 2 else net).publish(worker.params)
+        return await net.all_reduce(worker.params.clone())
+
+
+@pytest.mark.parametrize("max_seconds", [0.07, 0.1, 0.16])
+def test_workers_in_groups_stop_at_the_same_place(max_seconds):
+    """The pairs never wait for each other: when the first has come to the limit, the second is far behind."""
+    cluster = Cluster(4, Compute((1e-3, 1e-3, 2e-3, 2e-3)))
+    run = train(Simulated(cluster), InPairs(), max_seconds=max_seconds, epochs=9)
+    assert run.status == "stopped"
+    steps = [max(e["step"] for e in run.trace.to_pylist() if e["rank"] == rank) for rank in range(4)]
+    assert set(steps) == {run.settings["steps"]}
+
+
 # ---- failures --------------------------------------------------------------------------------------------------------
 
 PACE = Compute(row_seconds=1e-3)

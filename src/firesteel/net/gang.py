@@ -55,11 +55,13 @@ class GangNet(NoServer):
         control: Control,
         shared: SharedMemory | None,
         make: Callable[[Any, int, int], Any],
+        gang: GangNet | None = None,
     ) -> None:
         self.rank: int = rank
         self.size: int = size
         self.trace: Trace = trace
         self.control: Control = control
+        self.gang: GangNet = gang if gang is not None else self  # that a smaller net was made from, at first
         self._group: Any = group
         self._store: Any = store
         self._shared: SharedMemory | None = shared
@@ -230,17 +232,20 @@ class GangNet(NoServer):
         store = PrefixStore(f"group/{members}/{number}", self._store)
         rank, size = members.index(self.rank), len(members)
         group = self._make(store, rank, size)
-        return GangNet(group, store, rank, size, self.trace, self.control, None, self._make)
+        # Nobody asks its own control to stop: what only a part of the gang has heard could not end all at the same place.
+        return GangNet(group, store, rank, size, self.trace, Control(), None, self._make, self.gang)
 
     def publish(self, params: Vec, *rest: Tensor) -> None:
-        if not self.control.met:
+        gang, control = self.gang, self.gang.control
+        if not control.met:
             # Nothing since the last publish has carried a request to stop; ask, so that all stop at the same place.
-            self._heard(float(self.totals(torch.tensor([self.control.stop_asked]))[0]))
-        self.control.met = False
-        self.control.publish(params, rest)
+            gang._heard(float(gang.totals(torch.tensor([control.stop_asked]))[0]))
+        control.met = False
+        control.publish(params, rest)
 
     def resume(self, *default: Tensor) -> tuple[Tensor, ...]:
-        return default if self.control.resumed is None else self.control.resumed
+        resumed = self.gang.control.resumed
+        return default if resumed is None else resumed
 
     def close(self) -> None:
         """Give back what this net holds beside its process group."""

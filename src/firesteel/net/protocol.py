@@ -91,14 +91,17 @@ class Net(Protocol):
     # The gang and the world.
 
     def group(self, ranks: Sequence[int]) -> Net:
-        """A smaller net of these workers, numbered anew in the order given; called by all its members."""
+        """A smaller net of these workers, numbered anew in the order given; called by all its members.
+
+        Its `publish` and `resume` are those of the gang.
+        """
         ...
 
     def publish(self, params: Vec, *rest: Tensor) -> None:
         """Show the world the model as it is now, [P] (or [M, P], M members of an ensemble).
 
         Also a point to resume from: `rest` are the strategy's own tensors; the worker's state is kept beside them.
-        All workers publish at the same places. After a request to stop, `worker.steps()` ends at the next one.
+        All workers publish at the same places, through whichever net they hold. After a request to stop, `worker.steps()` ends at the next one.
         """
         ...
 

@@ -66,10 +66,11 @@ class Circle:
 class SimulatedGang(NoServer):
     """`Net` of one worker."""
 
-    def __init__(self, member: Member, circle: Circle, rank: int, control: Control) -> None:
+    def __init__(self, member: Member, circle: Circle, rank: int, control: Control, gang: SimulatedGang | None = None) -> None:
         self.rank: int = rank
         self.size: int = len(circle.members)
         self.control: Control = control
+        self.gang: SimulatedGang = gang if gang is not None else self  # that a smaller net was made from, at first
         self._member: Member = member
         self._simulation: Simulation = member.simulation
         self._circle: Circle = circle
@@ -193,9 +194,11 @@ class SimulatedGang(NoServer):
         self._groups[members] = number = self._groups.get(members, 0) + 1
         whole = tuple(self._circle.members[r] for r in members)
         circle = self._circle.groups.setdefault((members, number), Circle(whole))
-        return SimulatedGang(self._member, circle, members.index(self.rank), self.control)
+        return SimulatedGang(self._member, circle, members.index(self.rank), Control(), self.gang)
 
     def publish(self, params: Vec, *rest: Tensor) -> None:
+        if self.gang is not self:
+            return self.gang.publish(params, *rest)
         control, stops = self.control, self._circle.stops
         if self._published == len(stops):  # the first to come here decides for all, so that all stop at the same place
             stops.append(control.stop_agreed if control.met else max(control.stop_agreed, control.stop_asked))
@@ -204,7 +207,8 @@ class SimulatedGang(NoServer):
         control.publish(params, rest)
 
     def resume(self, *default: Tensor) -> tuple[Tensor, ...]:
-        return default if self.control.resumed is None else self.control.resumed
+        resumed = self.gang.control.resumed
+        return default if resumed is None else resumed
 
     def _heard(self, stop: float) -> None:
         self.control.met = True
