@@ -111,7 +111,7 @@ def alone(build: Build, batches: Sequence[Batch], optimizer: Optimizer, clip: fl
             _ = nn.utils.clip_grad_norm_(module.parameters(), clip)
         _ = optim.step()
         losses.append(value.item())
-    names = {p: name for name, p in module.named_parameters()}
+    names: dict[Any, str] = {p: name for name, p in module.named_parameters()}
     state = {names[p]: {k: v for k, v in s.items() if v.shape == p.shape} for p, s in optim.state.items()}
     return Trained(losses, dict(module.state_dict()), state)
 
@@ -175,9 +175,7 @@ def program(
             if clip is not None:
                 grads.mul_(torch.clamp(clip / (await part.norm() + 1e-6), max=1.0))
             _ = optim.step()
-        state = {
-            name: {k: v for k, v in optim.state[p].items() if v.shape == p.shape} for name, p in part.named_parameters()
-        }
+        state = {name: {k: v for k, v in optim.state[p].items() if v.shape == p.shape} for name, p in part.named_parameters()}
         return losses, part.pieces, {name: x.detach() for name, x in tensors.items()}, state
 
     return run
@@ -202,9 +200,6 @@ def _built(build: Build, batch: Batch) -> tuple[nn.Module, Any]:
     """The network with its first numbers, its loss, and the generator at the start of training."""
     _ = torch.manual_seed(1)
     module = build()
-    if batch.inputs[0].is_floating_point():
-        module = module.to(batch.inputs[0].dtype)
-    else:
-        module = module.double()
+    module = module.to(batch.inputs[0].dtype) if batch.inputs[0].is_floating_point() else module.double()
     _ = torch.manual_seed(5)
     return module, resolve_loss("cross_entropy", batch.weights is not None)
