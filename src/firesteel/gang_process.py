@@ -126,7 +126,7 @@ class GangProcess:
         """This worker's part of the network; the rest of it is never made real."""
         table = torch.zeros(self.meeting.size, WIDTH, dtype=torch.float64)
         if whole.rows:
-            table[self.rank] = described(whole.block(0, 0))
+            table[self.rank] = described(whole.block(0, 1))
         return part_of(self.job, self.rank, self.meeting.size, list(self._net.totals(table)), whole, self.loss, self.metrics)
 
     def _same_start(self) -> None:

@@ -150,7 +150,7 @@ def test_sequences_of_unequal_length():
 
 def test_the_model_is_one_like_any_other(tmp_path):
     run = train(lambda: firesteel.models.MLP(12, 16, 4), rows(100), NeuronParallel(), Local(2, threads=1), run_dir=tmp_path / "r")
-    assert run.save(tmp_path / "m") == "spec"
+    assert run.save(tmp_path / "m") == "import"
     x = torch.randn(3, 12)
     assert torch.equal(firesteel.load(tmp_path / "m")(x), run.model(x))
     twin = copy.deepcopy(run.model).train()

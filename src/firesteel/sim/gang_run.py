@@ -101,7 +101,7 @@ class GangRun:
         self.validated: bool = any(held.rows for _, _, held in cut)
         self._most: int = max(shard.rows for _, shard, _ in cut)
         self._own: Callable[[], Job] = shipping(job)
-        self._descriptions: list[Tensor] = [described(whole.block(0, 0)) for whole, _, _ in cut]
+        self._descriptions: list[Tensor] = [described(whole.block(0, min(1, whole.rows))) for whole, _, _ in cut]
         self.blueprint: Blueprint | None = Blueprint.of(job.build, job.seed) if splits(job.strategy) else None
         seats: list[_Seat] = []
         for rank, (whole, shard, held) in enumerate(cut):
