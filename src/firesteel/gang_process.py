@@ -31,7 +31,7 @@ from firesteel.net.meeting import Meeting, join, leave
 from firesteel.net.protocol import Vec, drive, full_batch, keeps_best, splits
 from firesteel.net.shared import host_name
 from firesteel.parts.assembly import Replicas, fingerprint, hand_over, pieces_of
-from firesteel.parts.example import WIDTH, described
+from firesteel.parts.example import WIDTH, outline
 from firesteel.parts.making import part_of
 from firesteel.results import Kept, best_of, check_result, digest, history_row, ipc, mark_of, rows, to_add_up
 from firesteel.stopping import HURRY
@@ -126,7 +126,7 @@ class GangProcess:
         """This worker's part of the network; the rest of it is never made real."""
         table = torch.zeros(self.meeting.size, WIDTH, dtype=torch.float64)
         if whole.rows:
-            table[self.rank] = described(whole.block(0, 1))
+            table[self.rank] = outline(whole.block(0, 1))
         return part_of(self.job, self.rank, self.meeting.size, list(self._net.totals(table)), whole, self.loss, self.metrics)
 
     def _same_start(self) -> None:

@@ -15,7 +15,7 @@ _FIELD = 2 + _DIMS  # type + 1, dimensions, extents
 WIDTH = 4 * _FIELD
 
 
-def described(batch: Batch) -> Tensor:
+def outline(batch: Batch) -> Tensor:
     """A batch's tensors (inputs, lengths, target, weights) by type and shape, float64 [WIDTH]; zeros if it has none."""
     found = torch.zeros(4, _FIELD, dtype=torch.float64)
     tensors = [*batch.inputs, *[None] * (2 - len(batch.inputs)), batch.target, batch.weights] if batch.inputs else []
