@@ -25,6 +25,7 @@ from firesteel.errors import Diverged
 from firesteel.evaluate import named, part_sums, probe, published_sums
 from firesteel.job import Job
 from firesteel.losses import resolve_loss, resolve_metrics
+from firesteel.memory import forget_peak, peak_bytes, resident_bytes
 from firesteel.net.control import Control
 from firesteel.net.gang import GangNet
 from firesteel.net.meeting import Meeting, join, leave
@@ -67,6 +68,8 @@ class GangProcess:
 
     def run(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         job, began = self.job, time.perf_counter()
+        forget_peak()
+        self.memory: dict[str, int] = {"before": resident_bytes()}
         torch.set_num_threads(job.threads or 1)
         _ = torch.set_flush_denormal(True)  # Adam's moments of dead inputs become denormal, which slows a step by a third
         with tempfile.TemporaryDirectory(prefix="firesteel-") as spill:
@@ -354,6 +357,7 @@ class GangProcess:
                 "timing": self.timing,
                 "best": best,
                 "device": str(self.device),
+                "memory": {**self.memory, "peak": peak_bytes()},
                 "host": host_name(),
             }
             yield from rows("report", self.rank, json.dumps(report).encode())
