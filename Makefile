@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 JAVA = JAVA_HOME="$$(scripts/java)"
 
-.PHONY: help venv java demo test soak lint lock clean bench-peers bench-data bench-wire bench-server bench-async bench-predicted bench-scaling bench-simulator bench-crossover bench-admm grid-admm bench-lbfgs
+.PHONY: help venv java demo test soak lint lock clean bench-peers bench-data bench-wire bench-server bench-async bench-predicted bench-scaling bench-simulator bench-crossover bench-admm grid-admm bench-lbfgs bench-networks
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -55,6 +55,9 @@ bench-predicted: venv java ## predicted and measured epochs across two hosts (ne
 
 bench-lbfgs: venv java ## L-BFGS beside Spark ML's; bytes, rounds and memory of ten million parameters
 	$(JAVA) $(RUN) -m benchmarks.spark_ml
+
+bench-networks: venv java ## accuracy of networks of every kind on real data, through Spark
+	$(JAVA) $(RUN) -m benchmarks.networks
 
 bench-scaling: venv ## speed-up to 256 workers of a small CNN, by simulation
 	$(RUN) -m benchmarks.scaling

@@ -24,7 +24,7 @@ from firesteel.losses import resolve_metrics
 from firesteel.net import snapshots
 from firesteel.net.hosting import Collected, Serve, own_certificate
 from firesteel.net.protocol import keeps_best
-from firesteel.outcome import assemble_run
+from firesteel.outcome import assemble_run, load
 from firesteel.results import best_of, by_part, ipc
 from firesteel.run import Run
 from firesteel.sim.replay import ARRIVALS, Replay, with_meaning
@@ -109,7 +109,7 @@ def train_apart(
         began,
         example,
         reports=reports,
-        tensors={"params": models[best][1], "statistics": models[best][2], **_untrained(module)},
+        model=load({"params": models[best][1], "statistics": models[best][2], **_untrained(module)}, module, job),
         history=history,
         trace=pa.concat_tables(pa.ipc.open_stream(parts["trace", rank]).read_all() for rank in range(on.workers)),
         lead={

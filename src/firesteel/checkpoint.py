@@ -12,6 +12,7 @@ import os
 import secrets
 import socket
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol, final
 
 import pyarrow.fs as pafs
@@ -96,9 +97,10 @@ class Folder:
         """The folder by a name that means the same to processes that were started elsewhere."""
         return self.uri if "://" in self.uri else os.path.abspath(os.path.expanduser(self.uri))
 
-    @property
-    def is_local(self) -> bool:
-        return "://" not in self.uri or self.uri.startswith("file://")
+    def path(self, name: str) -> Path | None:
+        """Where a file of this folder lies on this machine; None if it is not the machine's own folder."""
+        system, path = self._at(name)
+        return Path(path) if isinstance(system, pafs.LocalFileSystem) else None
 
     def put(self, name: str, data: bytes) -> None:
         """Write a whole file: readers see the old one or the new one, never a part."""

@@ -35,7 +35,7 @@ def sums(module: nn.Module, shard: Shard, loss: Loss, metrics: dict[str, RowLoss
     with evaluating(module):
         for start in range(0, shard.rows, 4096):
             batch = shard.block(start, min(start + 4096, shard.rows)).to(device)
-            total += _of(module, batch, loss, metrics)
+            total += _of(module(*batch.inputs), batch, loss, metrics)
     return total
 
 
@@ -62,6 +62,30 @@ def published_sums(
     return total
 
 
+def part_sums(
+    worker: Worker, params: Vec, statistics: Vec, held: Shard, loss: Loss, metrics: dict[str, RowLoss], most_rows: int
+) -> Tensor:
+    """`sums` over this worker's rows, where the network lies in parts: all workers compute the outputs of everyone's.
+
+    Args:
+        params, statistics: of this worker's part, as published.
+        most_rows: of any worker's held-out rows; all take as many blocks.
+    """
+    part = worker.part
+    assert part is not None
+    saved, saved_statistics = worker.params.clone(), worker.buffers
+    worker.params, worker.buffers = params, statistics
+    total = torch.zeros(2 + len(metrics), dtype=torch.float64)
+    with evaluating(worker.module):
+        for start in range(0, most_rows, 1024):
+            batch = held.block(min(start, held.rows), min(start + 1024, held.rows))
+            outputs = worker.wait(part.outputs(batch))
+            if batch.rows:
+                total += _of(outputs, batch, loss, metrics)
+    worker.params, worker.buffers = saved, saved_statistics
+    return total
+
+
 def _twin(module: nn.Module) -> nn.Module:
     """A copy whose parameters have memory of their own."""
     other = copy.deepcopy(module)
@@ -70,9 +94,8 @@ def _twin(module: nn.Module) -> nn.Module:
     return other
 
 
-def _of(module: nn.Module, batch: Batch, loss: Loss, metrics: dict[str, RowLoss]) -> Tensor:
+def _of(outputs: Tensor, batch: Batch, loss: Loss, metrics: dict[str, RowLoss]) -> Tensor:
     assert batch.target is not None
-    outputs = module(*batch.inputs)
     values = [float(loss(outputs, batch.target, batch.weights)) * batch.weight]
     for metric in metrics.values():
         each = metric(outputs, batch.target).double()
@@ -98,10 +121,15 @@ def probe(module: nn.Module, shard: Shard, loss: Loss, metrics: dict[str, RowLos
     if not shard.rows:
         return
     batch = shard.block(0, min(2, shard.rows))
+    inputs, meta = batch.inputs, any(p.is_meta for p in module.parameters())
+    if meta:  # a network without numbers has shapes all the same
+        inputs = tuple(x.to("meta") for x in inputs)
     shapes = ", ".join(str(tuple(x.shape)) for x in batch.inputs)
     with evaluating(module):
         try:
-            outputs = module(*batch.inputs)
+            outputs = module(*inputs)
+            if meta:
+                outputs = torch.zeros(outputs.shape, dtype=outputs.dtype)
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise UsageError(
                 f"the model does not take the features: a batch of shape {shapes} "
@@ -110,7 +138,8 @@ def probe(module: nn.Module, shard: Shard, loss: Loss, metrics: dict[str, RowLos
         target = batch.target
         if target is None:
             return
-        if isinstance(outputs, Tensor) and not target.is_floating_point() and outputs.dim() == 2:
+        each_step = isinstance(outputs, Tensor) and outputs.dim() > 1 and outputs.shape[2:] == target.shape[1:]
+        if isinstance(outputs, Tensor) and not target.is_floating_point() and (outputs.dim() == 2 or each_step):
             classes, most = outputs.shape[1], shard.classes
             if most is not None and most > classes:
                 raise UsageError(
@@ -122,7 +151,7 @@ def probe(module: nn.Module, shard: Shard, loss: Loss, metrics: dict[str, RowLos
                 "this loss compares them entry by entry, so they must be equal."
             )
         try:
-            _ = _of(module, batch, loss, metrics)
+            _ = _of(outputs, batch, loss, metrics)
         except UsageError:
             raise
         except (RuntimeError, ValueError, IndexError, TypeError) as error:

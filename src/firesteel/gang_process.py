@@ -15,22 +15,25 @@ from typing import Any, final
 
 import pyarrow as pa
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from firesteel import randomness
 from firesteel.checkpoint import Board, Folder, Points, pack
 from firesteel.data.batches import Plan, total_steps
 from firesteel.data.shard import Shard, build_shard, check_rows
 from firesteel.errors import Diverged
-from firesteel.evaluate import named, probe, published_sums
+from firesteel.evaluate import named, part_sums, probe, published_sums
 from firesteel.job import Job
 from firesteel.losses import resolve_loss, resolve_metrics
 from firesteel.net.control import Control
 from firesteel.net.gang import GangNet
 from firesteel.net.meeting import Meeting, join, leave
-from firesteel.net.protocol import Vec, drive, full_batch, keeps_best
+from firesteel.net.protocol import Vec, drive, full_batch, keeps_best, splits
 from firesteel.net.shared import host_name
-from firesteel.results import Kept, best_of, check_result, history_row, ipc, mark_of, rows, to_add_up
+from firesteel.parts.assembly import Replicas, fingerprint, hand_over, pieces_of
+from firesteel.parts.example import WIDTH, described
+from firesteel.parts.making import part_of
+from firesteel.results import Kept, best_of, check_result, digest, history_row, ipc, mark_of, rows, to_add_up
 from firesteel.stopping import HURRY
 from firesteel.trace import Trace
 from firesteel.worker import Worker
@@ -92,21 +95,26 @@ class GangProcess:
         job.check_rows(int(sizes[:, 0].sum()), int(sizes[:, 1].sum()))
         self.validated: bool = bool(sizes[:, 1].any())
         self.held: Shard = held
+        self.most_held: int = int(sizes[:, 1].max())
         self.train_rows: int = int(sizes[:, 0].sum())
         most = int(sizes[:, 0].max())
         limit = 2**40 if self._unbounded else job.max_steps  # with max_seconds alone the clock ends the run
         batch_size = most if full_batch(job.strategy) else job.batch_size
         steps = total_steps(most, batch_size, job.epochs, limit)
         plan = Plan(shard.rows, most, batch_size, steps, job.seed, self.rank)
-        randomness.initialise(job.seed)
-        module = job.build().to(self.device)
-        probe(module, whole, self.loss, self.metrics)
-        randomness.train(job.seed, self.rank)
+        if splits(job.strategy):
+            module = self._part(whole)
+        else:
+            randomness.initialise(job.seed)
+            module = job.build().to(self.device)
+            probe(module, whole, self.loss, self.metrics)
+            randomness.train(job.seed, self.rank)
         _ = module.train()
         self.worker: Worker = Worker(
             module, self.loss, job.optimizer, shard, plan, schedule=job.schedule, clip_norm=job.clip_norm, trace=self.trace
         )
         self._same_start()
+        self._compare_pieces()
         self.every: int = job.checkpoint_steps or plan.epoch_steps
         self.fingerprint: str = shard.fingerprint() if job.run_dir or job.resume_from else ""
         if job.resume_from:
@@ -114,9 +122,16 @@ class GangProcess:
         self.worker.on_step = self._on_step
         self.control.publish = self._publish
 
+    def _part(self, whole: Shard) -> nn.Module:
+        """This worker's part of the network; the rest of it is never made real."""
+        table = torch.zeros(self.meeting.size, WIDTH, dtype=torch.float64)
+        if whole.rows:
+            table[self.rank] = described(whole.block(0, 0))
+        return part_of(self.job, self.rank, self.meeting.size, list(self._net.totals(table)), whole, self.loss, self.metrics)
+
     def _same_start(self) -> None:
         """Every replica begins with worker 0's tensors, whatever a factory drew or a platform rounds differently."""
-        if self.meeting.size == 1:
+        if self.meeting.size == 1 or self.worker.part is not None:
             return
         everything = [self.worker.params, *(p.data for p in self.worker.module.parameters() if not p.requires_grad)]
         everything += list(self.worker.module.buffers())
@@ -125,6 +140,19 @@ class GangProcess:
             if self.rank:
                 flat = torch.zeros_like(flat)
             x.copy_(self._net.totals(flat.to(torch.uint8) if flat.dtype == torch.bool else flat))
+
+    def _compare_pieces(self) -> None:
+        """Where the network lies in parts: see which workers own the same of it."""
+        self.replicas: Replicas | None = None
+        pieces = pieces_of(self.worker.module)
+        if pieces is None:
+            return
+        # [rank, (pieces, numbers in running statistics)]
+        table = torch.zeros(self.meeting.size, 2, dtype=torch.float64)
+        table[self.rank] = torch.tensor([fingerprint(pieces), self.worker.buffers.numel()], dtype=torch.float64)
+        found = self._net.totals(table).long()
+        self.replicas = Replicas(tuple(found[:, 0].tolist()))
+        self._most_statistics: int = int(found[:, 1].max())
 
     def _train(self) -> None:
         worker, job = self.worker, self.job
@@ -141,7 +169,7 @@ class GangProcess:
         self._show(done=True)
 
     def _is_last(self, result: Vec) -> bool:
-        return torch.equal(result, self._last)
+        return digest(result) == self._last
 
     # ---- publish points ----------------------------------------------------------------------------------------------
 
@@ -161,19 +189,29 @@ class GangProcess:
                 f"parameters are no longer finite at step {step} on worker {self.rank}. "
                 "Lower the learning rate, or set clip_norm; the last good model is kept."
             )
-        statistics = worker.buffers
-        if statistics.numel():
-            statistics = self._net.totals(statistics).div_(self.meeting.size)
+        statistics = self._mean_statistics()
         trace.mark("publish", step)
         mark = mark_of(trace, step, worker.figures)
-        self._last: Vec = params.detach().clone()
+        self._last: bytes = digest(params)
         self.kept.add(params, statistics, mark)
-        if self.rank == 0 and self.board is not None:
+        if self.rank == 0 and self.board is not None and self.replicas is None:  # a part is no model
             self.board.put("model.safetensors", pack({"params": params, "statistics": statistics}, {"step": step}))
         if self.points is not None and params.dim() == 1:
             self._write_point(step, rest, mark)
         if self.job.early_stopping and not final:
             self._decide(params, statistics)
+
+    def _mean_statistics(self) -> Vec:
+        """The mean of the running statistics over the workers that have the same ones."""
+        statistics = self.worker.buffers
+        if self.replicas is None:
+            return self._net.totals(statistics).div_(self.meeting.size) if statistics.numel() else statistics
+        ranks = self.replicas.ranks(self.rank)
+        if self._most_statistics and len(set(self.replicas.prints)) < self.meeting.size:
+            table = torch.zeros(self.meeting.size, self._most_statistics, dtype=statistics.dtype, device=self.device)
+            table[ranks[0], : statistics.numel()] = statistics
+            statistics = self._net.totals(table)[ranks[0], : statistics.numel()].div_(len(ranks))
+        return statistics
 
     def _write_point(self, step: int, rest: tuple[Tensor, ...], mark: dict[str, float]) -> None:
         assert self.points is not None
@@ -272,9 +310,12 @@ class GangProcess:
 
     def _evaluate(self, params: Vec, statistics: Vec) -> dict[str, float]:
         """Scores of a published model on all workers' held-out rows; every worker calls it."""
-        job = self.job
+        published = (self.worker, params, statistics, self.held, self.loss, self.metrics)
         with self.trace.paused():
-            total = published_sums(self.worker, params, statistics, self.held, self.loss, self.metrics, job.columns.target)
+            if self.worker.part is not None:
+                total = part_sums(*published, self.most_held)
+            else:
+                total = published_sums(*published, self.job.columns.target)
             return named(self._net.totals(total), self.metrics)
 
     def _report(self) -> Iterator[pa.RecordBatch]:
@@ -288,9 +329,11 @@ class GangProcess:
         sums = list(zip(self.kept.marks, marks, torch.cat([before, marks[:-1]]), strict=True))
         dtype, statistics = worker.params.dtype, worker.buffers.numel()
         choosy = keeps_best(self.job.strategy)
-        # As they are now: evaluating writes to the buffers, while somebody who does not wait may ask for the results.
-        others = {f"frozen.{n}": p.detach().clone() for n, p in worker.module.named_parameters() if not p.requires_grad}
-        others |= {f"buffer.{n}": b.clone() for n, b in worker.module.named_buffers()}
+        others: dict[str, Tensor] = {}
+        if self.replicas is None:
+            # As they are now: evaluating writes to the buffers, while somebody who does not wait may ask for the results.
+            others |= {f"frozen.{n}": p.detach().clone() for n, p in worker.module.named_parameters() if not p.requires_grad}
+            others |= {f"buffer.{n}": b.clone() for n, b in worker.module.named_buffers()}
 
         def results(scores: list[dict[str, float]], hurried: bool) -> Iterator[pa.RecordBatch]:
             self.timing["evaluate_seconds"] = time.perf_counter() - began
@@ -318,12 +361,26 @@ class GangProcess:
                 steps, size = worker.plan.epoch_steps, self.meeting.size
                 history = [history_row(*each, steps, size, found) for each, found in zip(sums, scores, strict=True)]
                 yield from rows("history", 0, ipc(pa.Table.from_pylist(history)))
-                _, params, stats = next(self.kept.read(dtype, statistics, best))
-                yield from rows("model", 0, pack({"params": params, "statistics": stats, **others}, {}))
+            _, params, stats = next(self.kept.read(dtype, statistics, best))
+            if self.replicas is None:
+                if self.rank == 0:
+                    yield from rows("model", 0, pack({"params": params, "statistics": stats, **others}, {}))
+            elif self.replicas.hands_over(self.rank):
+                yield from hand_over(self.rank, worker.module, params, stats, skip_shared=self.rank > 0)
 
         scores: list[dict[str, float]] = [{} for _ in sums]
-        self._unscored = lambda: ipc(pa.Table.from_batches(results(scores, True)))
-        if self.validated and self.control.stop_agreed < 2:
-            scored = self.kept.read(dtype, statistics)
-            scores = [self._live.get(number) or self._evaluate(params, stats) for number, params, stats in scored]
-        yield from results(scores, self.control.stop_agreed >= 2)
+        if self.replicas is None:
+            self._unscored = lambda: ipc(pa.Table.from_batches(results(scores, True)))
+        hurried = self.control.stop_agreed >= 2
+        if self.validated and not hurried:
+            for number, params, stats in self.kept.read(dtype, statistics):
+                # Worker 0 has not the parts of the others to leave: all end together, before the next model.
+                hurried = self.replicas is not None and self._hurry()
+                if hurried:
+                    break
+                scores[number] = self._live.get(number) or self._evaluate(params, stats)
+        yield from results(scores, hurried)
+
+    def _hurry(self) -> bool:
+        """Whether somebody does not wait for scores; every worker calls it, and all get the same answer."""
+        return bool(self._net.totals(torch.tensor([float(self.control.stop_asked >= 2)])).any())

@@ -19,10 +19,6 @@ RowLoss = Callable[[Tensor, Tensor], Tensor]  # (outputs, targets) -> [B]
 Loss = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (outputs, targets, weights) -> scalar
 
 
-def _cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(outputs, targets, reduction="none")
-
-
 def _by_row(loss: Callable[..., Tensor]) -> RowLoss:
     def rows(outputs: Tensor, targets: Tensor) -> Tensor:
         each = loss(outputs, targets, reduction="none")
@@ -32,7 +28,7 @@ def _by_row(loss: Callable[..., Tensor]) -> RowLoss:
 
 
 ROW_LOSSES: Mapping[str, RowLoss] = {
-    "cross_entropy": _cross_entropy,
+    "cross_entropy": _by_row(F.cross_entropy),
     "bce_with_logits": _by_row(F.binary_cross_entropy_with_logits),
     "mse": _by_row(F.mse_loss),
     "mae": _by_row(F.l1_loss),
@@ -51,7 +47,8 @@ MEAN_LOSSES: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {
 def _accuracy(outputs: Tensor, targets: Tensor) -> Tensor:
     if targets.is_floating_point():  # two classes from one logit
         return ((outputs > 0) == (targets > 0.5)).flatten(1).all(1).float()
-    return (outputs.argmax(1) == targets).flatten(1 if targets.dim() > 1 else 0).float()
+    right = (outputs.argmax(1) == targets).float()
+    return right.flatten(1).mean(1) if right.dim() > 1 else right  # of a sequence the share of its steps
 
 
 def _mse(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -100,6 +97,7 @@ def resolve_loss(loss: str | Callable[..., Any], weighted: bool) -> Loss:
                 return mean(outputs, targets)
             return torch.dot(rows(outputs, targets), weights.to(outputs.dtype)) / weights.sum()
 
+        named.__name__ = loss  # a network whose classes lie on several workers computes it in a way of its own
         return named
     if not callable(loss):
         raise UsageError(f"loss={loss!r} is neither a name nor a callable (outputs, targets) -> scalar.")

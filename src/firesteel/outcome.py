@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from firesteel import persistence
-from firesteel.checkpoint import Board, Folder, unpack
+from firesteel.checkpoint import Board, Folder, Points, unpack
 from firesteel.data.shard import Shard, build_shard
 from firesteel.data.source import ParquetSource, TableSource, resolve, stream
 from firesteel.errors import UsageError
@@ -25,6 +25,7 @@ from firesteel.evaluate import named, sums
 from firesteel.job import Job
 from firesteel.losses import resolve_loss, resolve_metrics
 from firesteel.models.voting import Voting
+from firesteel.parts.assembly import mapped, write
 from firesteel.results import by_part
 from firesteel.run import Run
 from firesteel.worker import layout
@@ -75,7 +76,7 @@ def assemble(
         began,
         example,
         reports=reports,
-        tensors=unpack(whole["model", 0])[0],
+        model=load(unpack(whole["model", 0])[0], module, job) if ("model", 0) in whole else _put_together(batches, module, job),
         history=_table(whole["history", 0]),
         trace=pa.concat_tables(_table(whole["trace", rank]) for rank in ranks),
         lead=reports[0],
@@ -97,13 +98,13 @@ def assemble_run(
     example: Any,
     *,
     reports: list[dict[str, Any]],
-    tensors: dict[str, torch.Tensor],
+    model: nn.Module,
     history: pa.Table,
     trace: pa.Table,
     lead: dict[str, Any],
     arrivals: pa.Table | None = None,
 ) -> Run:
-    """A run from its parts: every worker's report, the final tensors, and what `lead` says of the whole."""
+    """A run from its parts: every worker's report, the trained model, and what `lead` says of the whole."""
     first = min((r["first_step_at"] for r in reports if r["first_step_at"]), default=called_at)
     samples = history["samples"][-1].as_py() - int(lead["samples_before"])
     timing = {
@@ -119,7 +120,6 @@ def assemble_run(
     settings |= {name: lead[name] for name in ("workers_at_once", "replayed") if name in lead}
     if all("host" in report for report in reports):
         settings["hosts"] = [report["host"] for report in reports]
-    model = _load(tensors, module, job)
     saving = {
         "spec": None if isinstance(model, Voting) else persistence.spec_of(model) or persistence.spec_of(job.model),
         "example": example,
@@ -149,7 +149,7 @@ def _table(data: bytes) -> pa.Table:
     return pa.ipc.open_stream(data).read_all()
 
 
-def _load(tensors: dict[str, torch.Tensor], module: nn.Module, job: Job) -> nn.Module:
+def load(tensors: dict[str, torch.Tensor], module: nn.Module, job: Job) -> nn.Module:
     """Put a worker's result into a module of our own: parameters, frozen ones, buffers, averaged statistics."""
 
     def fill(into: nn.Module, params: torch.Tensor) -> nn.Module:
@@ -176,9 +176,23 @@ def _load(tensors: dict[str, torch.Tensor], module: nn.Module, job: Job) -> nn.M
     return Voting(members, job.columns.target == "class").eval()
 
 
+def _put_together(batches: list[pa.RecordBatch], module: nn.Module, job: Job) -> nn.Module:
+    """The network of which every worker has handed over its parts; it lies in the run folder, if this machine has it."""
+    path = Folder(job.run_dir).path("network.safetensors") if job.run_dir else None
+    if path is not None:
+        write(batches, module, path)
+        return mapped(module, path)
+    with tempfile.TemporaryDirectory(prefix="firesteel-") as folder:  # what is mapped outlives its name
+        write(batches, module, Path(folder) / "network.safetensors")
+        return mapped(module, Path(folder) / "network.safetensors")
+
+
 def rescue(error: BaseException, board: Board | None, job: Job, module: nn.Module, folder: str | None) -> None:
     """Keep the model that was published last before things went wrong, and say where."""
     if isinstance(error, UsageError) or board is None:
+        return
+    if next(module.parameters()).is_meta:
+        error.add_note(_what_is_left(folder))
         return
     try:
         data = board.get("model.safetensors")
@@ -188,8 +202,9 @@ def rescue(error: BaseException, board: Board | None, job: Job, module: nn.Modul
         error.add_note("No model had been published yet.")
         return
     tensors, plain = unpack(data)
-    model = _load(tensors, module, job)
-    path = str(Path(folder) / "last") if folder and Folder(folder).is_local else tempfile.mkdtemp(prefix="firesteel-last-")
+    model = load(tensors, module, job)
+    place = Folder(folder).path("last") if folder else None
+    path = str(place) if place is not None else tempfile.mkdtemp(prefix="firesteel-last-")
     try:
         used = persistence.save(
             path, model, persistence.spec_of(model) or persistence.spec_of(job.model), None, {"columns": _columns_json(job)}
@@ -198,6 +213,19 @@ def rescue(error: BaseException, board: Board | None, job: Job, module: nn.Modul
     except UsageError:
         torch.save(model.state_dict(), Path(path) / "state.pt")
         error.add_note(f"The weights of the last good model, of step {plain['step']}, are kept in {path}/state.pt.")
+
+
+def _what_is_left(folder: str | None) -> str:
+    """Of a network in parts, which no worker has whole."""
+    if folder is None:
+        return "A network in parts is kept in run_dir alone while it is trained, and none was given: nothing of it is left."
+    try:
+        found = Points(Folder(folder)).newest()
+    except OSError:
+        found = None
+    if found is None:
+        return f"No point to resume from had been kept in {folder} yet."
+    return f"The newest point to resume from is that of step {found[0]}: train(..., resume={folder!r}) goes on there."
 
 
 def _score(job: Job, model: nn.Module, data: Any) -> dict[str, float]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+import mmap
 import tempfile
-import threading
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, final
 
-import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from firesteel.net.protocol import Vec
 from firesteel.trace import Trace
 
 RESULT = pa.schema([("kind", pa.string()), ("rank", pa.int32()), ("payload", pa.binary())])
-_CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 32 * 2**20
 
 
 @final
@@ -32,13 +32,12 @@ class Kept:
     marks: list[dict[str, Any]] = field(default_factory=list)
     shapes: list[tuple[int, ...]] = field(default_factory=list)
     _ends: list[int] = field(default_factory=list)
-    _place: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, params: Vec, statistics: Vec, mark: dict[str, Any]) -> None:
         self.shapes.append(tuple(params.shape))
         self.marks.append(mark)
         for x in (params, statistics):
-            self.file.write(x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+            self.file.write(raw(x))
         self._ends.append(self.file.tell())
 
     def cut(self, count: int) -> None:
@@ -49,17 +48,28 @@ class Kept:
         del self.marks[count:], self.shapes[count:]
 
     def read(self, dtype: torch.dtype, statistics: int, first: int = 0) -> Iterator[tuple[int, Vec, Vec]]:
-        """Each model from the `first` one on with its number, in the order in which they were published."""
+        """Each model from the `first` one on with its number, in the order in which they were published.
+
+        They lie in the file and are read when used; what is written to them does not reach it.
+        """
+        self.file.flush()
         at = self._ends[first - 1] if first else 0
-        size = torch.empty(0, dtype=dtype).element_size()
         for number, shape in enumerate(self.shapes[first:], first):
-            numel = int(np.prod(shape))
-            with self._place:  # another thread may read too
-                _ = self.file.seek(at)
-                data = bytearray(self.file.read((numel + statistics) * size))
-            at += len(data)
-            flat = torch.frombuffer(data, dtype=dtype)
+            data = mmap.mmap(self.file.fileno(), self._ends[number], access=mmap.ACCESS_COPY)
+            numel = math.prod(shape)
+            flat = torch.frombuffer(data, dtype=dtype, offset=at, count=numel + statistics)
+            at = self._ends[number]
             yield number, flat[:numel].view(shape), flat[numel:]
+
+
+def raw(x: Tensor) -> memoryview:
+    """A tensor's bytes; not a copy if it is on the CPU and has no gaps."""
+    return x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def digest(params: Vec) -> bytes:
+    """Tells published parameters from others without keeping them."""
+    return hashlib.blake2b(raw(params), digest_size=16, salt=str(params.dim()).encode()).digest()
 
 
 _ADDED_UP = ("samples", "loss_sum", "weight_sum", "bytes", "waited")
@@ -140,16 +150,27 @@ def ipc(table: pa.Table) -> bytes:
 
 def rows(kind: str, rank: int, payload: bytes) -> Iterator[pa.RecordBatch]:
     """One result, cut into rows that Arrow and Spark carry easily."""
-    for start in range(0, max(1, len(payload)), _CHUNK_BYTES):
-        part = payload[start : start + _CHUNK_BYTES]
-        yield pa.record_batch([pa.array([kind]), pa.array([rank], pa.int32()), pa.array([part], pa.binary())], schema=RESULT)
+    for start in range(0, max(1, len(payload)), CHUNK_BYTES):
+        yield row(kind, rank, payload[start : start + CHUNK_BYTES])
+
+
+def row(kind: str, rank: int, payload: bytes | memoryview) -> pa.RecordBatch:
+    """One row of `RESULT`."""
+    columns = [pa.array([kind]), pa.array([rank], pa.int32()), pa.array([payload], pa.binary())]
+    return pa.record_batch(columns, schema=RESULT)
+
+
+def payloads(batches: list[pa.RecordBatch]) -> Iterator[tuple[str, int, pa.Buffer]]:
+    """Kind, rank and payload of every row; payloads are not copied."""
+    for batch in batches:
+        for kind, rank, payload in zip(*(batch.column(i) for i in range(3)), strict=True):
+            yield kind.as_py(), rank.as_py(), payload.as_buffer()
 
 
 def by_part(batches: list[pa.RecordBatch]) -> dict[tuple[str, int], bytes]:
-    """The workers' results by kind and rank, put together again."""
-    parts: dict[tuple[str, int], list[bytes]] = {}
-    for batch in batches:
-        kinds, ranks, payloads = (batch.column(i).to_pylist() for i in range(3))
-        for kind, rank, payload in zip(kinds, ranks, payloads, strict=True):
+    """The workers' results by kind and rank, put together again; without the pieces of a network, which are for a file."""
+    parts: dict[tuple[str, int], list[pa.Buffer]] = {}
+    for kind, rank, payload in payloads(batches):
+        if not kind.startswith("piece/"):
             parts.setdefault((kind, rank), []).append(payload)
     return {key: b"".join(chunks) for key, chunks in parts.items()}

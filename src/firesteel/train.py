@@ -28,9 +28,11 @@ from firesteel.job import EarlyStopping, Job, Model
 from firesteel.local import world as local
 from firesteel.local.world import Local, new_secret
 from firesteel.losses import default_metrics, resolve_loss, resolve_metrics, target_kind
-from firesteel.net.protocol import Strategy, full_batch, has_server, own_steps
+from firesteel.net.protocol import Strategy, full_batch, has_server, own_steps, splits
 from firesteel.optim import Adam, ByEpochs, BySteps, OptimizerSettings, Schedule
 from firesteel.outcome import assemble, described, rescue, unscored
+from firesteel.parts.blueprint import Blueprint
+from firesteel.parts.network import network
 from firesteel.progress import Show, reporter
 from firesteel.run import Run
 from firesteel.sim import replay
@@ -174,7 +176,7 @@ def train(
     if layout(module)[1] == torch.float64:
         columns = replace(source.columns, dtype="float64")
         source, job = replace(source, columns=columns), replace(job, columns=columns)
-    example = _try_two_rows(job, module, source)
+    example = _try_two_rows(job, module, source, on.workers)
     _check_pickles(job)
     reports = reporter(progress)
     with tempfile.TemporaryDirectory(prefix="firesteel-") as notes:
@@ -275,8 +277,8 @@ def _initial(job: Job, workers: int) -> nn.Module:
     """The model as every worker will make it, for checks and to hold the result."""
     with torch.random.fork_rng(devices=[]):
         randomness.initialise(job.seed)
-        module = job.build()
-        if isinstance(job.model, nn.Module):
+        module = _without_numbers(job) if splits(job.strategy) else job.build()
+        if isinstance(job.model, nn.Module) and not splits(job.strategy):
             module = cloudpickle.loads(_pickled("model", job.model))
         _ = layout(module)
         try:
@@ -287,10 +289,22 @@ def _initial(job: Job, workers: int) -> nn.Module:
     advice = check(workers, optimizer, module) if check is not None else None
     if advice is not None:
         warnings.warn(advice, stacklevel=3)
-    return module.cpu()
+    return module if splits(job.strategy) else module.cpu()
 
 
-def _try_two_rows(job: Job, module: nn.Module, source: Any) -> tuple[torch.Tensor, ...] | None:
+def _without_numbers(job: Job) -> nn.Module:
+    """A network of which each worker will make its own part only."""
+    blueprint = Blueprint.of(job.build, job.seed)
+    if blueprint.whole:
+        warnings.warn(
+            "the model cannot be built without its numbers (it loads them, or is an instance), so every worker makes all of it "
+            "before it keeps its part; give a factory that only draws them to save that memory.",
+            stacklevel=4,
+        )
+    return blueprint.module
+
+
+def _try_two_rows(job: Job, module: nn.Module, source: Any, workers: int) -> tuple[torch.Tensor, ...] | None:
     """Where the rows are at hand, try two before anything is started; returns them as an example of the inputs."""
     if not isinstance(source, TableSource | ParquetSource):
         return None
@@ -298,6 +312,10 @@ def _try_two_rows(job: Job, module: nn.Module, source: Any) -> tuple[torch.Tenso
     batch = next(iter(stream(two, 0, 1)), None)
     shard = build_shard([] if batch is None else [batch.slice(0, 2)], job.columns, 2**30)
     probe(module, shard, resolve_loss(job.loss, job.columns.weight is not None), resolve_metrics(job.metrics))
+    strategy: Any = job.strategy
+    if splits(strategy) and shard.rows:
+        chain = network(module, shard.block(0, shard.rows).inputs, type(strategy).__name__)
+        _ = strategy.part(chain, shard.block(0, 0), 0, strategy.parts_of(workers))
     return shard.block(0, shard.rows).inputs if shard.rows else None
 
 

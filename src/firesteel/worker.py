@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,7 @@ from firesteel.errors import Diverged, UsageError
 from firesteel.losses import Loss
 from firesteel.net.protocol import Vec, drive
 from firesteel.optim import ByEpochs, OptimizerSettings, Schedule
+from firesteel.parts.part import Meter, Part
 from firesteel.products import fast_products
 from firesteel.trace import Trace
 
@@ -119,10 +120,11 @@ class Worker:
         self.converged: bool = False  # set with `stopping` by a strategy that has nothing left to gain
         self.figures: dict[str, float] = {}  # what the strategy wants to see in the run's history, beside the loss
         self.on_step: Callable[[int], None] = lambda step: None
-        # In virtual time: what the gradient of so many rows costs, spent share by share as the passes go on.
-        self.meter: Callable[[int], Callable[[float], None]] | None = None
-        # How this worker waits for what its network's other parts send.
+        # How it waits for what the other parts of its network send, where they lie on other workers.
         self.wait: Callable[[Coroutine[Any, Any, Any]], Any] = drive
+        self.part: Part | None = cast(Part, module) if hasattr(module, "pieces") else None
+        # In virtual time: what the gradient of so many rows costs, spent share by share as the passes go on.
+        self.meter: Meter | None = None
 
     @property
     def params(self) -> Vec:
@@ -157,7 +159,8 @@ class Worker:
                 epoch = plan.epoch(step)
                 order = plan.order(epoch)
             start, stop = plan.bounds(step)
-            yield step, self.shard.take(order[start:stop]).to(self._device)
+            batch = self.shard.take(order[start:stop]).to(self._device)
+            yield step, batch if self.part is None else self.wait(self.part.prepare(batch))
 
     def iterations(self) -> Iterator[int]:
         """The numbers of the steps to come, for strategies that see all `rows` in each of them."""
@@ -185,6 +188,8 @@ class Worker:
             Diverged: the loss is not a finite number.
         """
         _ = self.grads.zero_()
+        if self.part is not None:
+            return self._gradient_of_part(self.part, batch, ready, bucket_bytes)
         spend = self.meter(batch.rows) if self.meter is not None else None
         if ready is not None:
             if self._buckets is None:
@@ -196,16 +201,28 @@ class Worker:
             assert batch.target is not None
             loss = self._loss(self.module(*batch.inputs), batch.target, batch.weights)
             _ = loss.backward()
-            value = loss.item()
-            if not math.isfinite(value):
-                raise Diverged(
-                    f"the training loss became {value} at step {self.steps_done} on worker {self.plan.rank}. "
-                    "Lower the learning rate, or set clip_norm; the last good model is kept."
-                )
-            self.trace.step(self.steps_done, batch.rows, batch.weight, value)
+            self._record(batch.rows, batch.weight, loss.item())
         if ready is not None and self._buckets is not None:
             self._buckets.finish()
         return self.grads
+
+    def _gradient_of_part(self, part: Part, batch: Batch, ready: Callable[[slice], None] | None, bucket_bytes: int) -> Vec:
+        value, weight = self.wait(part.descend(batch, self._loss, self.meter))
+        if not part.alone:
+            self._record(batch.rows, weight, value)
+        if ready is not None:
+            for group in buckets(self.slots, bucket_bytes, self.grads.element_size()):
+                ready(slice(group[-1].offset, group[0].offset + group[0].numel))
+        return self.grads
+
+    def _record(self, rows: int, weight: float, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the training loss became {loss} at step {self.steps_done} on worker {self.plan.rank}. "
+                "Lower the learning rate, or set clip_norm; the last good model is kept."
+            )
+        if rows:
+            self.trace.step(self.steps_done, rows, weight, loss)
 
     def sum_gradient(self) -> tuple[float, float]:
         """One pass over all `rows`: leaves the sum of weight * gradient in `grads`, [P].
@@ -255,7 +272,7 @@ class Worker:
         if grad.data_ptr() != self.grads.data_ptr():
             self.grads.copy_(grad)
         if self.clip_norm is not None:
-            norm = torch.linalg.vector_norm(self.grads)
+            norm = torch.linalg.vector_norm(self.grads) if self.part is None else self.wait(self.part.norm())
             self.grads.mul_(torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0))
         _ = self.optimizer.step()
         self.advance()

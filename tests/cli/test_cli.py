@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import firesteel
+from firesteel.cli.train import model_of
 from firesteel.strategies import CATALOGUE
 
 COMMAND = [sys.executable, "-m", "firesteel.cli"]
@@ -66,6 +67,44 @@ def test_train_then_predict(tmp_path):
     assert np.mean(out["prediction"].to_numpy() == table["y"].to_numpy()) == said["accuracy"] > 0.9
 
 
+def test_a_network_of_text_by_name(tmp_path):
+    """The data set says that its rows are tokens; predictions and labels are lists, a class for each step."""
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text" / "input.txt").write_bytes(b"abcd" * 700)
+    call = ["train", "charlstm:4,16", f"tinyshakespeare:{tmp_path / 'text'}", "--lr", "0.05", "--batch-size", "4"]
+    done = firesteel_cli(*call, "--epochs", "6", "--out", "model", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = pa.table({"features": [[0, 1, 2, 3], [2, 3, 0, 1]], "label": [[1, 2, 3, 0], [3, 0, 1, 1]]})
+    pq.write_table(rows, tmp_path / "rows.parquet")
+    done = firesteel_cli("predict", "model", "rows.parquet", "--out", "out.parquet", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1])["accuracy"] == 7 / 8
+    out = pq.read_table(tmp_path / "out.parquet")
+    assert out["prediction"].to_pylist() == [[1, 2, 3, 0], [3, 0, 1, 2]]
+    assert np.allclose(np.array(out["probability"].to_pylist()).sum(2), 1)
+
+
+@pytest.mark.parametrize(
+    ("text", "network"),
+    [
+        ("lenet", firesteel.models.LeNet()),
+        ("lenet:3,10", firesteel.models.LeNet(3, 10)),
+        ("vgg:16,0.125,group", firesteel.models.VGG(16, 0.125, "group")),
+        ("rnn:12,8,9", firesteel.models.RNNClassifier(12, 8, 9)),
+        ("lstm:12,8,9,2", firesteel.models.LSTMClassifier(12, 8, 9, layers=2)),
+    ],
+)
+def test_networks_by_name(text, network):
+    made = model_of(text)()
+    assert made.spec == network.spec and repr(made) == repr(network)
+
+
+def test_a_module_of_ones_own_may_be_called_like_a_network(tmp_path, monkeypatch):
+    (tmp_path / "rnn.py").write_text("def make():\n    return 3\n")
+    monkeypatch.chdir(tmp_path)
+    assert model_of("rnn:make")() == 3
+
+
 def test_a_strategy_and_a_model_from_the_current_folder(tmp_path):
     (tmp_path / "mine.py").write_text(
         "from dataclasses import dataclass\nimport torch\n"
@@ -109,6 +148,12 @@ def test_doctor_looks_at_a_cluster():
         (["train", "mlp:64,10", "digits", "--strategy", "SyncSDG"], "Did you mean 'SyncSGD'"),
         (["train", "mlp:64,10", "digits", "--strategy", "DiLoCo", "--set", "perid=3"], "Did you mean 'period'"),
         (["train", "mlp:64", "digits"], "mlp:IN,HIDDEN,...,OUT"),
+        (
+            ["train", "lstm:12,0,9", "digits"],
+            "write lstm:IN,HIDDEN,CLASSES, for example lstm:28,64,10. LSTMClassifier(hidden=0)",
+        ),
+        (["train", "vgg:16,wide", "digits"], "write vgg:DEPTH,WIDTH,NORM"),
+        (["train", "gru", "digits"], "charlstm:SYMBOLS,HIDDEN, and MODULE:FACTORY of your own"),
         (["train", "mlp:64,10", "nowhere.parquet"], "no file or folder"),
         (["train", "mlp:64,10", "digits", "--momentum", "0.9"], "--momentum does not go with --optimizer adam"),
         (["predict", "nowhere", "nowhere.parquet"], "holds no saved model"),

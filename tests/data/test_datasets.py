@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from firesteel import UsageError, datasets
+from firesteel import Image, Sequence, Tokens, UsageError, datasets
 
 NAMES = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte", "t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
 
@@ -113,7 +113,7 @@ def test_downloads_are_checked_and_kept(folder, tmp_path_factory, monkeypatch):
     with pytest.raises(UsageError, match="wrong checksum; it was not kept"):
         datasets.mnist()  # these are not the real files
     assert not [p for p in home.rglob("*") if p.is_file()]
-    monkeypatch.setattr(datasets, "_MNIST", {n: hashlib.sha256(served[n]).hexdigest() for n in NAMES})
+    monkeypatch.setattr(datasets.images, "_MNIST", {n: hashlib.sha256(served[n]).hexdigest() for n in NAMES})
     asked.clear()
     assert datasets.mnist().train[0].shape == (5, 28, 28) and len(asked) == 4
     assert datasets.mnist().train[0].shape == (5, 28, 28) and len(asked) == 4  # from the cache
@@ -132,26 +132,167 @@ def test_no_network(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["minst", "digits:3", ""])
 def test_unknown_names(name):
-    with pytest.raises(UsageError, match="there are digits, mnist and mnist:FOLDER"):
+    with pytest.raises(UsageError, match="there are digits, mnist, cifar10, japanese_vowels, tinyshakespeare, and NAME:FOLDER"):
         datasets.load(name)
 
 
 def test_tables_for_spark():
-    table = datasets._table(np.arange(8, dtype=np.uint8).reshape(2, 2, 2), np.array([1, 0]))
+    table = datasets.dataset._table(np.arange(8, dtype=np.uint8).reshape(2, 2, 2), np.array([1, 0]))
     assert table.schema == pa.schema({"features": pa.binary(), "label": pa.int64()})
     assert table["features"].to_pylist() == [bytes(range(4)), bytes(range(4, 8))]
-    table = datasets._table(np.ones((2, 3), np.float32), np.array([1, 0]))
+    table = datasets.dataset._table(np.ones((2, 3), np.float32), np.array([1, 0]))
     assert table["features"].type == pa.list_(pa.float32()) and table["label"].to_pylist() == [1, 0]
 
 
-@pytest.mark.skipif(
-    "FIRESTEEL_DATA" not in os.environ, reason="needs the MNIST files: set FIRESTEEL_DATA to the folder of mnist/"
+# ---- CIFAR-10 --------------------------------------------------------------------------------------------------------
+
+
+def pictures(labels: list[int]) -> bytes:
+    """Rows of the binary version: a class and 3 x 1024 bytes, which here count from the class."""
+    return b"".join(bytes([label]) + bytes((label + i) % 256 for i in range(3072)) for label in labels)
+
+
+def test_cifar10_takes_the_files_that_are_there(tmp_path, monkeypatch):
+    (tmp_path / "cifar10").mkdir()
+    (tmp_path / "cifar10" / "data_batch_1.bin.gz").write_bytes(gzip.compress(pictures([3, 9])))
+    (tmp_path / "cifar10" / "data_batch_4.bin").write_bytes(pictures([0]))
+    (tmp_path / "cifar10" / "test_first2000.bin").write_bytes(pictures([5, 6]))
+    monkeypatch.setenv("FIRESTEEL_DATA", str(tmp_path))
+    found = datasets.cifar10()
+    assert found.train[1].tolist() == [3, 9, 0] and found.test[1].tolist() == [5, 6] and found.classes == 10
+    assert found.train[0].shape == (3, 3, 32, 32) and found.train[0].dtype == np.uint8
+    assert found.train[0][0, 1, 0, 2] == (3 + 1024 + 2) % 256
+    (tmp_path / "cifar10" / "test_batch.bin").write_bytes(pictures([7]))
+    assert datasets.load(f"cifar10:{tmp_path / 'cifar10'}").test[1].tolist() == [7]
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (pictures([1])[:-1], "data_batch_1.bin is no binary CIFAR-10 file: it has 3072 bytes, and a row has 3073"),
+        (pictures([10]), "it has a class 10, and there are 0 .. 9"),
+        (b"", "it has 0 bytes"),
+        (None, r"CIFAR-10 needs .*data_batch_1.bin .*test_batch.bin .* put them there: .*cifar-10-binary.tar.gz"),
+    ],
+    ids=["cut short", "a class too many", "empty", "missing"],
 )
+def test_damaged_cifar10(tmp_path, data, message):
+    (tmp_path / "test_batch.bin").write_bytes(pictures([1]))
+    if data is not None:
+        (tmp_path / "data_batch_1.bin").write_bytes(data)
+    with pytest.raises(UsageError, match=message):
+        datasets.cifar10(tmp_path)
+
+
+# ---- Japanese Vowels -------------------------------------------------------------------------------------------------
+
+
+def vowels(*rows: tuple[int, int]) -> str:
+    """A file of rows (steps, class): number t of coefficient d is t + d / 10."""
+    lines = [":".join(",".join(str(t + d / 10) for t in range(n)) for d in range(12)) + f":{c}" for n, c in rows]
+    return "\n".join(["# a comment: of three, words", "@problemName vowels", "@data", *lines, ""])
+
+
+def test_vowels_are_arrays_of_unequal_length(tmp_path, monkeypatch):
+    (tmp_path / "JapaneseVowels_TRAIN.ts").write_text(vowels((2, 1), (3, 9)))
+    (tmp_path / "JapaneseVowels_TEST.ts.gz").write_bytes(gzip.compress(vowels((1, 4)).encode()))
+    found = datasets.load(f"japanese_vowels:{tmp_path}")
+    x, y = found.train
+    assert [rows.shape for rows in x] == [(2, 12), (3, 12)] and y.tolist() == [0, 8] and found.test[1].tolist() == [3]
+    assert x[1].dtype == np.float32 and x[1][2, 5] == np.float32(2.5) and found.features == Sequence("features")
+    table = datasets.dataset._table(*found.train)
+    assert np.allclose(table["features"].to_pylist()[0], x[0]) and table["label"].to_pylist() == [0, 8]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (vowels((2, 10)), r"line 4 has 12 rows of numbers and the class 10; there must be 12 of one length"),
+        (vowels((2, 1)).replace("0.0,", "0.0,7,"), "line 4 is no row of numbers and a class"),
+        (vowels((2, 1)).replace("0.0", "x"), "line 4 is no row of numbers and a class"),
+        (vowels((2, 1)).replace(":1\n", "\n"), "line 4"),
+        (vowels(), "has no rows after a line @data"),
+        ("", "has no rows after a line @data"),
+        (None, "Japanese Vowels needs .*JapaneseVowels_TRAIN.ts and JapaneseVowels_TEST.ts.*put them there"),
+    ],
+)
+def test_damaged_vowels(tmp_path, text, message):
+    (tmp_path / "JapaneseVowels_TEST.ts").write_text(vowels((1, 4)))
+    if text is not None:
+        (tmp_path / "JapaneseVowels_TRAIN.ts").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        datasets.japanese_vowels(tmp_path)
+
+
+# ---- Tiny Shakespeare ------------------------------------------------------------------------------------------------
+
+
+def test_windows_of_text(tmp_path):
+    text = "the quick brown fox jumps over the lazy dog. " * 2  # 90 characters: 81 and 9
+    (tmp_path / "input.txt").write_text(text)
+    found = datasets.tinyshakespeare(tmp_path, steps=4)
+    symbols = sorted(set(text))
+    (x, y), (xt, yt) = found.train, found.test
+    assert x.shape == y.shape == (20, 4) and xt.shape == yt.shape == (2, 4) and found.classes == len(symbols) == 28
+    assert "".join(symbols[i] for i in x.reshape(-1)) == text[:80] and "".join(symbols[i] for i in y.reshape(-1)) == text[1:81]
+    assert "".join(symbols[i] for i in xt.reshape(-1)) == text[81:89] and "".join(symbols[i] for i in yt[1]) == text[86:90]
+    assert x.dtype == np.int64 and found.features == Tokens("features")
+    table = datasets.dataset._table(*found.train)
+    assert table["label"].type == pa.list_(pa.int64()) and table["label"].to_pylist() == y.tolist()
+    with pytest.raises(UsageError, match="has 90 characters: too few for windows of 9 in its last tenth"):
+        datasets.tinyshakespeare(tmp_path, steps=9)
+    with pytest.raises(UsageError, match=r"tinyshakespeare\(steps=0\)"):
+        datasets.tinyshakespeare(tmp_path, steps=0)
+    with pytest.raises(UsageError, match=r"needs .*input.txt; put it there: https://"):
+        datasets.load(f"tinyshakespeare:{tmp_path / 'elsewhere'}")
+
+
+def test_how_frames_are_read():
+    assert datasets.digits().features == "features"
+    pixels = (np.zeros((2, 3, 32, 32), np.uint8), np.zeros(2, np.int64))
+    assert datasets.Dataset("", pixels, pixels, 1).features == Image("features", (3, 32, 32))
+
+
+# ---- the real files --------------------------------------------------------------------------------------------------
+
+
+def real(name: str) -> pytest.MarkDecorator:
+    there = Path(os.environ.get("FIRESTEEL_DATA", "nowhere"), name).is_dir()
+    return pytest.mark.skipif(not there, reason=f"needs the files of {name}: set FIRESTEEL_DATA to the folder of {name}/")
+
+
+@real("mnist")
 def test_the_real_files():
     found = datasets.mnist()
     assert found.train[0].shape == (60000, 28, 28) and found.test[0].shape == (10000, 28, 28)
     assert np.bincount(found.train[1])[:3].tolist() == [5923, 6742, 5958]
     folder = Path(os.environ["FIRESTEEL_DATA"]) / "mnist"
-    for name, digest in datasets._MNIST.items():
+    for name, digest in datasets.images._MNIST.items():
         if (folder / f"{name}.gz").exists():
             assert hashlib.sha256((folder / f"{name}.gz").read_bytes()).hexdigest() == digest
+
+
+@real("cifar10")
+def test_the_real_cifar10():
+    found = datasets.cifar10()
+    x, y = found.train
+    assert x.shape[1:] == (3, 32, 32) and len(x) == len(y) and len(x) % 10_000 == 0
+    assert np.bincount(y[:10_000]).tolist() == [1005, 974, 1032, 1016, 999, 937, 1030, 1001, 1025, 981]
+    assert len(found.test[1]) in (2000, 10_000)
+
+
+@real("japanese_vowels")
+def test_the_real_vowels():
+    found = datasets.japanese_vowels()
+    (x, y), (xt, yt) = found.train, found.test
+    assert len(x) == 270 and len(xt) == 370
+    assert np.bincount(y).tolist() == [30] * 9 and np.bincount(yt).tolist() == [31, 35, 88, 44, 29, 24, 40, 50, 29]
+    lengths = [len(rows) for rows in (*x, *xt)]
+    assert min(lengths) == 7 and max(lengths) == 29
+
+
+@real("tinyshakespeare")
+def test_the_real_text():
+    found = datasets.tinyshakespeare(steps=100)
+    assert found.classes == 65 and len(found.train[0]) == 10_038 and len(found.test[0]) == 1115
+    assert np.array_equal(found.train[0][1:, 0], found.train[1][:-1, -1])

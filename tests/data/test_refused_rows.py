@@ -46,6 +46,11 @@ REFUSED = {
     "a negative class": (dict(x=[1.0, 2.0, 3.0], label=[-1, 0, -2]), r"'label'.*negative.*2 rows, the first is row 100"),
     "a NaN label": (dict(x=[1.0], label=[np.nan]), r"'label' holds NaN"),
     "a negative weight": (dict(x=[1.0, 2.0], w=[0.0, -1.0], columns=Columns("x", weight="w")), r"'w'.*negative.*row 101"),
+    "lists of classes of unequal length": (
+        dict(x=[1.0, 2.0], label=[[0, 1], [0]]),
+        r"'label' holds lists of unequal length, from 1 to 2; labels must have as many entries in every row.*row 101",
+    ),
+    "a fraction in a list of classes": (dict(x=[1.0, 2.0], label=[[0, 1], [0, 0.5]]), r"'label' must hold classes.*row 101"),
     "a null weight": (dict(x=[1.0, 2.0], w=[0.0, None], columns=Columns("x", weight="w")), r"'w' holds nulls.*row 101"),
     "an infinite weight": (dict(x=[1.0], w=[np.inf], columns=Columns("x", weight="w")), r"'w' holds NaN or infinity"),
     "a null indicator": (dict(x=[1.0, 2.0], v=[True, None], columns=Columns("x", validation="v")), r"'v' holds nulls.*row 101"),
@@ -84,6 +89,9 @@ def test_batches_must_agree(memory):
 
     with pytest.raises(UsageError, match="'x' has 1 numbers in some rows and 2 in others"):
         build_shard(batches(pa.array([[1.0, 2.0]]), pa.array([[1.0]])), Columns("x"), memory)
+    labels = (pa.record_batch({"x": [1.0], "label": [[0] * n], ROW: [n]}) for n in (1, 2))
+    with pytest.raises(UsageError, match="'label' has 2 numbers in some rows and 1 in others"):
+        build_shard(labels, Columns("x"), memory)
     narrow, wide = pa.array([[1]], pa.list_(pa.uint8())), pa.array([[1.0]], pa.list_(pa.float32()))
     with pytest.raises(UsageError, match="'x' is float32 in some rows and uint8 in others"):
         build_shard(batches(narrow, wide), Columns(Image("x", (1,))), memory)

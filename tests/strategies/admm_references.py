@@ -159,9 +159,7 @@ def dladmm(x, y, layers, sweeps, *, nu, rho, output, update, ridge, accelerate, 
             w[k] = ridged(wanted(k) - b[k], a[k], ridge, weights, near=w[k])
             return
         missing, c = a[k] @ w[k].T + b[k] - wanted(k), penalty(k)
-        w[k] = w[k] + step(
-            0, k, c * missing.T @ a[k], lambda move: c / 2 * ((missing + a[k] @ move.T) ** 2 - missing**2).sum()
-        )
+        w[k] = w[k] + step(0, k, c * missing.T @ a[k], lambda move: c / 2 * ((missing + a[k] @ move.T) ** 2 - missing**2).sum())
 
     before, t = flat(), 1.0
     figures, m = {}, np.zeros_like(y)

@@ -114,8 +114,7 @@ def test_a_rows_weight_is_as_if_it_came_so_often(strategy):
 @pytest.mark.parametrize("strategy", [TaylorADMM(start="random"), TaylorADMM(warm=1), DlADMM(), ConsensusADMM()], ids=repr)
 def test_two_processes_are_two_simulated_workers(strategy):
     simulated, real = (
-        train(strategy, rows(120), model=network_relu, epochs=4, on=on)
-        for on in (Simulated(Cluster(2)), Local(2, threads=1))
+        train(strategy, rows(120), model=network_relu, epochs=4, on=on) for on in (Simulated(Cluster(2)), Local(2, threads=1))
     )
     assert torch.equal(flat(simulated.model), flat(real.model))
     assert simulated.history["objective" if strategy.__class__ is not ConsensusADMM else "primal"].equals(

@@ -28,7 +28,7 @@ class Calibrate:
     """
 
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]]
-    """mlp:IN,HIDDEN,...,OUT, or lenet, or MODULE:FACTORY."""
+    """mlp:IN,HIDDEN,...,OUT, lenet, vgg:DEPTH,WIDTH, rnn: or lstm:IN,HIDDEN,CLASSES, or MODULE:FACTORY."""
     data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
     """Rows for this model: a Parquet file or folder, or digits, mnist, mnist:FOLDER."""
     out: str = "cluster.json"

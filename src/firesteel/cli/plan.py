@@ -37,7 +37,7 @@ class PlanCommand:
     """
 
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]]
-    """mlp:IN,HIDDEN,...,OUT, or lenet, or MODULE:FACTORY."""
+    """mlp:IN,HIDDEN,...,OUT, lenet, vgg:DEPTH,WIDTH, rnn: or lstm:IN,HIDDEN,CLASSES, or MODULE:FACTORY."""
     rows: int
     """Rows of the whole data set."""
     cluster: str

@@ -62,8 +62,8 @@ class Predict:
             rows += len(table)
             if columns.target == "class" and columns.label in table.schema.names:
                 labelled += len(table)
-                label = table[columns.label].to_numpy()
-                right += int((table["prediction"].to_numpy() == label).sum())
+                same = _entries(table["prediction"]) == _entries(table[columns.label])
+                right += float(same.reshape(len(table), -1).mean(1).sum())
         if writer is not None:
             writer.close()
         accuracy = right / labelled if labelled else None
@@ -103,16 +103,28 @@ def _predictions(module: torch.nn.Module, columns: Columns, source: Any) -> Iter
             outputs = module(*shard.block(0, shard.rows).inputs)
         table = pa.Table.from_batches([batch])
         if columns.target == "class":
-            chances = torch.softmax(outputs, 1)
-            flat = pa.array(chances.numpy().reshape(-1))
-            table = table.append_column("prediction", pa.array(outputs.argmax(1).numpy()))
-            table = table.append_column("probability", pa.FixedSizeListArray.from_arrays(flat, chances.shape[1]))
+            table = table.append_column("prediction", _nested(outputs.argmax(1)))
+            table = table.append_column("probability", _nested(torch.softmax(outputs, 1).movedim(1, -1)))
         else:
             values = outputs.numpy()
             single = values.reshape(len(values), -1)
             column = pa.array(single[:, 0]) if single.shape[1] == 1 else pa.array(list(single))
             table = table.append_column("prediction", column)
         yield table
+
+
+def _nested(x: torch.Tensor) -> pa.Array:
+    """[n, ...] as a column: numbers, lists, or lists of lists where each step of a row has its own."""
+    column = pa.array(x.contiguous().numpy().reshape(-1))
+    for width in reversed(x.shape[1:]):
+        column = pa.FixedSizeListArray.from_arrays(column, width)
+    return column
+
+
+def _entries(column: pa.ChunkedArray) -> np.ndarray[Any, Any]:
+    """All numbers of a column of numbers, or of lists of them, one after the other."""
+    whole = column.combine_chunks()
+    return (whole.flatten() if pa.types.is_nested(whole.type) else whole).to_numpy(zero_copy_only=False)
 
 
 def _head(table: pa.Table, rows: int = 5) -> str:

@@ -12,6 +12,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, final
 
+import torch
 import tyro
 
 from firesteel import datasets, models
@@ -30,6 +31,15 @@ from firesteel.spark.world import Spark
 from firesteel.strategies import CATALOGUE
 
 CALL = "call.json"  # in the run folder: what was typed, for `firesteel replay`
+NETWORKS: dict[str, tuple[Any, str]] = {
+    "mlp": (models.MLP, "mlp:IN,HIDDEN,...,OUT, for example mlp:64,128,10"),
+    "lenet": (models.LeNet, "lenet or lenet:CHANNELS,CLASSES"),
+    "vgg": (models.VGG, "vgg:DEPTH,WIDTH,NORM, for example vgg:16,0.25,group"),
+    "rnn": (models.RNNClassifier, "rnn:IN,HIDDEN,CLASSES, for example rnn:12,32,9"),
+    "lstm": (models.LSTMClassifier, "lstm:IN,HIDDEN,CLASSES, for example lstm:28,64,10"),
+    "charlstm": (models.CharLSTM, "charlstm:SYMBOLS,HIDDEN, for example charlstm:65,128"),
+}
+MODELS = ", ".join([form.split(", for")[0] for _, form in NETWORKS.values()]) + ", and MODULE:FACTORY of your own"
 OPTIMIZERS = {"adam": Adam, "adamw": AdamW, "sgd": SGD, "adagrad": Adagrad}
 
 
@@ -41,6 +51,7 @@ class Train:
     Examples:
       firesteel train mlp:64,128,10 digits --epochs 20
       firesteel train lenet mnist:./mnist --strategy ModelAveraging --set period=16 --workers 4
+      firesteel train lstm:12,64,9 japanese_vowels --batch-size 8 --lr 0.005 --epochs 30
       firesteel train mymodels:net data.parquet --features x1 x2 --label y --out model --plot curves.png
       firesteel train mlp:64,128,10 digits --on spark --master "local-cluster[2,1,2048]"
       firesteel train mymodels:net data.parquet --strategy mymethods:Gossip --set period=2
@@ -51,9 +62,10 @@ class Train:
     """
 
     model: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="MODEL")]]
-    """mlp:IN,HIDDEN,...,OUT, or lenet, or MODULE:FACTORY (also from the current folder)."""
+    """mlp:IN,HIDDEN,...,OUT, lenet, vgg:DEPTH,WIDTH, rnn: or lstm:IN,HIDDEN,CLASSES, charlstm:SYMBOLS,HIDDEN, or
+    MODULE:FACTORY (also from the current folder)."""
     data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
-    """A Parquet file or folder, or digits, mnist, mnist:FOLDER."""
+    """A Parquet file or folder, or digits, mnist, cifar10, japanese_vowels, tinyshakespeare, or NAME:FOLDER of their files."""
     features: list[str] = field(default_factory=lambda: ["features"])
     """Feature columns."""
     label: str = "label"
@@ -176,11 +188,11 @@ class Train:
         columns: Features = list(self.features) if len(self.features) > 1 else self.features[0]
         if self.image_shape is not None:
             columns = Image(self.features[0], self.image_shape)
-        if self.data.partition(":")[0] not in ("digits", "mnist") or os.path.exists(self.data):
+        if self.data.partition(":")[0] not in datasets.NAMES or os.path.exists(self.data):
             return self.data, columns
         found = datasets.load(self.data)
-        if isinstance(on, Spark) and found.train[0].dtype == "uint8" and not isinstance(columns, Image):
-            columns = Image("features", found.train[0].shape[1:])
+        if columns == "features":
+            columns = found.features
         return (found.frame(on.session)[0] if isinstance(on, Spark) else found), columns
 
     def _validation(self) -> Any:
@@ -247,17 +259,17 @@ def imported(path: str, what: str) -> Any:
 def model_of(text: str) -> Any:
     """A call that makes the model that MODEL names: a factory, so that --seed decides how it begins."""
     kind, _, rest = text.partition(":")
-    if kind == "mlp":
+    if kind in NETWORKS and not rest.isidentifier():
+        network, form = NETWORKS[kind]
+        settings = [_value(word) for word in rest.split(",")] if rest else []
         try:
-            sizes = [int(n) for n in rest.split(",")]
-            _ = models.MLP(*sizes)
-            return functools.partial(models.MLP, *sizes)
-        except ValueError as error:
-            raise UsageError(f"model {text!r}: write mlp:IN,HIDDEN,...,OUT, for example mlp:64,128,10.") from error
-    if kind == "lenet" and not rest:
-        return models.LeNet
+            with torch.device("meta"):
+                _ = network(*settings)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"model {text!r}: write {form}. {error}") from error
+        return functools.partial(network, *settings)
     if not rest:
-        raise UsageError(f"model {text!r} is not known; there are mlp:IN,...,OUT, lenet, and MODULE:FACTORY of your own.")
+        raise UsageError(f"model {text!r} is not known; there are {MODELS}.")
     return imported(text, "model")
 
 
@@ -278,8 +290,13 @@ def _settings(cls: Any, settings: list[str]) -> dict[str, Any]:
         if key not in known:
             has = ", ".join(known) or "none"
             raise UsageError(f"{cls.__name__} has no setting {key!r}.{did_you_mean(key, known)} Its settings: {has}.")
-        try:
-            given[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            given[key] = value
+        given[key] = _value(value)
     return given
+
+
+def _value(text: str) -> Any:
+    """A Python literal, or else the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text

@@ -64,8 +64,8 @@ def lists(column: Column) -> tuple[pa.Array, Array]:
     return values, lengths
 
 
-def numbers(column: Column) -> Array:
-    """One number, list, vector or run of bytes a row as [n, d]; rows must have equal length."""
+def numbers(column: Column, way_out: str | None = None) -> Array:
+    """One number, list, vector or run of bytes a row as [n, d]; lists must have equal length, or `way_out` says what to do."""
     array, kind = column.array, column.array.type
     if is_vector(kind):
         return _vectors(column)
@@ -73,7 +73,7 @@ def numbers(column: Column) -> Array:
         return _bytes(column)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         values, lengths = lists(column)
-        return _plain(values).reshape(len(array), _one_length(column, lengths))
+        return _plain(values).reshape(len(array), _one_length(column, lengths, way_out))
     column.no_nulls()
     return _plain(array).reshape(-1, 1)
 
@@ -82,14 +82,14 @@ def _plain(values: pa.Array) -> Array:
     return values.to_numpy(zero_copy_only=False)
 
 
-def _one_length(column: Column, lengths: Array) -> int:
+def _one_length(column: Column, lengths: Array, way_out: str | None = None) -> int:
     if not len(lengths):
         return 0
     if not (lengths == lengths[0]).all():
         raise column.fail(
             lengths != lengths[0],
             f"holds lists of unequal length, from {lengths.min()} to {lengths.max()}; "
-            f"for sequences use firesteel.Sequence('{column.name}')",
+            + (way_out or f"for sequences use firesteel.Sequence('{column.name}')"),
         )
     return int(lengths[0])
 
@@ -162,8 +162,8 @@ def _sequence(column: Column, spec: Sequence, dtype: np.dtype[Any]) -> tuple[Arr
 
 
 def target(columns: Columns, column: Column) -> Array:
-    """Labels: int64 [n] (or [n, T]) for classes, floats [n, d] for values."""
-    found = finite(column, numbers(column))
+    """Labels: int64 [n], or [n, T] of lists, for classes; floats [n, d] for values."""
+    found = finite(column, numbers(column, "labels must have as many entries in every row: cut longer rows into windows"))
     if columns.target == "value":
         return found.astype(columns.dtype, copy=False)
     whole = found.astype(np.int64)

@@ -25,7 +25,7 @@ class Batch:
     """Some rows. `weight` is the sum of their weights, or their number."""
 
     inputs: tuple[Tensor, ...]  # what the model is called with: [B, ...], or for sequences [B, T, ...] and lengths [B]
-    target: Tensor | None  # int64 [B] for classes, floats [B, d] for values
+    target: Tensor | None  # int64 [B] (of every step: [B, T]) for classes, floats [B, d] for values
     weights: Tensor | None  # float32 [B]
     rows: int
     weight: float
@@ -247,9 +247,11 @@ def build_shard(
         found = _convert(batch, columns)
         values = found["values"]
         if len(values):
-            _same(columns, values, piles.get("values"))
+            _same(columns.feature_names()[0], values, piles.get("values"))
         elif piles:  # sequences without a single step
             found["values"] = values.reshape(0, *piles["values"].inner).astype(piles["values"].dtype)
+        if columns.label is not None:
+            _same(columns.label, found["target"], piles.get("target"))
         for name, chunk in found.items():
             # A batch lies in memory as one piece: a view of its smallest column would keep all of it there.
             piles.setdefault(name, _Pile()).add(chunk if name == "values" else chunk.copy())
@@ -270,11 +272,11 @@ def build_shard(
     return Shard(len(rows), columns, starts=starts, order=order, **tensors)
 
 
-def _same(columns: Columns, values: Array, pile: _Pile | None) -> None:
+def _same(name: str, values: Array, pile: _Pile | None) -> None:
     """Rows of one width and type only: in a file there is no telling them apart again."""
     if pile is None or not pile.rows or (pile.inner, pile.dtype) == (values.shape[1:], values.dtype):
         return
-    name, sizes = columns.feature_names()[0], [int(np.prod(x)) for x in (values.shape[1:], pile.inner)]
+    sizes = [int(np.prod(x)) for x in (values.shape[1:], pile.inner)]
     if sizes[0] != sizes[1]:
         raise UsageError(f"column '{name}' has {sizes[0]} numbers in some rows and {sizes[1]} in others.")
     raise UsageError(f"column '{name}' is {values.dtype} in some rows and {pile.dtype} in others; cast it to one type.")

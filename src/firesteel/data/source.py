@@ -10,9 +10,9 @@ from typing import Any, Literal, final
 import numpy as np
 import pyarrow as pa
 import pyarrow.dataset as pads
-import torch
 
-from firesteel.data.columns import ROW, Columns, Features, Image, Tokens, is_vector
+from firesteel.data import given
+from firesteel.data.columns import ROW, Columns, Features, is_vector
 from firesteel.datasets import Dataset
 from firesteel.errors import UsageError
 
@@ -73,7 +73,8 @@ def resolve(
         data: a Spark DataFrame, the path of a Parquet file or folder, a `pyarrow.Table`, a pandas DataFrame, a data set
             of `firesteel.datasets`, or (X, y) or (X, y, weights) of arrays or tensors. Arrays become columns named
             features, label and weight. X of bytes, or of more than two dimensions, is an `Image` of its own shape:
-            bytes are scaled by 1/255, other numbers left as they are. X of integers, [n, T], is `Tokens`.
+            bytes are scaled by 1/255, other numbers left as they are. X of integers, [n, T], is `Tokens`; a list of arrays
+            of unequal length, [T] or [T, d], a `Sequence`. y is [n], or [n, T] for a class of every step.
         validation: a share of the rows, at least 0 and below 1; the name of a boolean column that is True for held-out
             rows; data of the same kind as `data`; or None.
 
@@ -140,52 +141,25 @@ def _source(data: Any, columns: Columns) -> Source:
 
 
 def _from_arrays(data: tuple[Any, ...], columns: Columns) -> TableSource:
-    found = [_array(name, x) for name, x in zip(("X", "y", "weights"), data, strict=False)]
-    for name, x in zip(("y", "weights"), found[1:], strict=False):
-        if len(x) != len(found[0]):
-            raise UsageError(f"X has {len(found[0])} rows, but {name} has {len(x)}.")
-    x, y = found[0], found[1]
     features: Features = columns.features
+    x = given.rows(data[0], features)
+    found = [given.array(name, values) for name, values in zip(("y", "weights"), data[1:], strict=False)]
+    for name, values in zip(("y", "weights"), found, strict=False):
+        if len(values) != len(x):
+            raise UsageError(f"X has {len(x)} rows, but {name} has {len(values)}.")
+    y = found[0]
     if features == "features":
-        shape = x.shape[1:]
-        if x.dtype == np.uint8 or x.ndim > 2:
-            features = Image("features", shape)
-        elif x.dtype.kind == "i" and x.ndim == 2:
-            features = Tokens("features")
+        features = given.features_of(x)
     name = features if isinstance(features, str) else "features" if isinstance(features, list) else features.column
     label = columns.label or "label"
-    table = {name: _rows(x), label: _rows(y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y)}
+    table = {name: given.column(x), label: given.column(y[:, 0] if y.ndim == 2 and y.shape[1] == 1 else y)}
     weight = columns.weight
-    if len(found) == 3:
+    if len(found) == 2:
         weight = weight or "weight"
-        if found[2].size != len(x):
-            raise UsageError(f"weights has the shape {found[2].shape}; give one number a row: [{len(x)}].")
-        table[weight] = _rows(found[2].reshape(-1))
+        if found[1].size != len(x):
+            raise UsageError(f"weights has the shape {found[1].shape}; give one number a row: [{len(x)}].")
+        table[weight] = given.column(found[1].reshape(-1))
     return TableSource(pa.table(table), replace(columns, features=features, label=label, weight=weight))
-
-
-def _array(name: str, given: Any) -> np.ndarray[Any, Any]:
-    """Numbers in this machine's byte order with at least one dimension."""
-    if isinstance(given, torch.Tensor):
-        given = given.detach().cpu()
-        given = given.float() if given.dtype == torch.bfloat16 else given  # NumPy has no bfloat16
-    try:
-        found = np.asarray(given)
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{name} cannot be read as an array: {str(error).splitlines()[0]}") from error
-    if found.dtype.kind not in "fiub":
-        raise UsageError(f"{name} has the type {found.dtype}; it must hold numbers.")
-    if not found.ndim:
-        raise UsageError(f"{name} is a single number; it must be an array with one entry a row.")
-    return found.astype(found.dtype.newbyteorder("="), copy=False)
-
-
-def _rows(x: np.ndarray[Any, Any]) -> pa.Array:
-    """An array as a column: numbers for [n], lists of one length for more dimensions."""
-    if x.ndim == 1:
-        return pa.array(x)
-    width = int(np.prod(x.shape[1:]))
-    return pa.FixedSizeListArray.from_arrays(pa.array(np.ascontiguousarray(x).reshape(-1)), width)
 
 
 def _schema(source: Source) -> pa.Schema:

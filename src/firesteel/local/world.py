@@ -85,7 +85,8 @@ def run(
         _wait(folder, on.workers, board, tick, 3 if hosts is not None else 0)
         batches: list[pa.RecordBatch] = []
         for rank in range(on.workers):
-            with pa.OSFile(os.path.join(folder, f"result-{rank}")) as file, pa.ipc.open_stream(file) as reader:
+            # mapped: the parts of a large network are read once, to be written to their places
+            with pa.memory_map(os.path.join(folder, f"result-{rank}")) as file, pa.ipc.open_stream(file) as reader:
                 batches += list(reader)
         return batches, hosts.collect() if hosts is not None else None
 

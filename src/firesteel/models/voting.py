@@ -18,7 +18,7 @@ class Voting(nn.Module):
         self.classes: bool = classes
 
     def forward(self, *inputs: Tensor) -> Tensor:
-        outputs = torch.stack([member(*inputs) for member in self.members])  # [M, B, ...]
+        outputs = torch.stack([member(*inputs) for member in self.members])  # [M, B, C or d, ...]
         if self.classes:
-            return torch.logsumexp(torch.log_softmax(outputs, -1), 0) - torch.log(torch.tensor(float(len(self.members))))
+            return torch.logsumexp(torch.log_softmax(outputs, 2), 0) - torch.log(torch.tensor(float(len(self.members))))
         return outputs.mean(0)

@@ -120,6 +120,8 @@ class Strategy(Protocol):
       anything starts: it raises UsageError for what cannot work, or returns a warning;
     - `review(self, history: list[dict[str, Any]]) -> str | None`, which may return a warning when it has seen the rows of the
       run's history;
+    - `parts_of(self, workers: int) -> int` and `part(self, network, nothing, index, parts) -> nn.Module`: the network lies in
+      so many parts, of which worker k has the one numbered k % parts; see `firesteel.parts.part`;
     - `full_batch = True`: each of its steps sees all rows, so that a step is an epoch and there is no batch size;
     - `own_steps = True`: it moves the parameters by a rule of its own, without the run's optimizer;
     - `keeps_best = True`: its progress is not steady, so that the run's model is the published one that scored best in
@@ -178,6 +180,11 @@ def full_batch(strategy: object) -> bool:
 def own_steps(strategy: object) -> bool:
     """Whether a strategy leaves the run's optimizer alone."""
     return bool(getattr(strategy, "own_steps", False))
+
+
+def splits(strategy: object) -> bool:
+    """Whether a strategy's workers have the network in parts."""
+    return callable(getattr(strategy, "part", None))
 
 
 def keeps_best(strategy: object) -> bool:

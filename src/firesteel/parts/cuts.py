@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from typing import final
@@ -74,4 +75,4 @@ def shares(units: int, parts: int) -> tuple[Range, ...]:
     """
     size, more = divmod(units, parts)
     bounds = [k * size + min(k, more) for k in range(parts + 1)]
-    return tuple(zip(bounds[:-1], bounds[1:], strict=True))
+    return tuple(itertools.pairwise(bounds))

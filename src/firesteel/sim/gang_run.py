@@ -6,7 +6,7 @@ import bisect
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, final
 
@@ -21,12 +21,16 @@ from firesteel.data.batches import Plan, total_steps
 from firesteel.data.shard import Shard
 from firesteel.data.source import stream
 from firesteel.errors import Diverged, WorkerLost
-from firesteel.evaluate import named, probe, published_sums
+from firesteel.evaluate import named, probe, published_sums, sums
 from firesteel.job import Job
 from firesteel.losses import Loss, RowLoss, resolve_loss, resolve_metrics
 from firesteel.net.control import Control
-from firesteel.net.protocol import Strategy, Vec, full_batch, keeps_best
-from firesteel.results import Kept, best_of, check_result, history_row, ipc, mark_of, rows, to_add_up
+from firesteel.net.protocol import Strategy, Vec, full_batch, keeps_best, splits
+from firesteel.parts.assembly import Replicas, fingerprint, hand_over, joined, pieces_of
+from firesteel.parts.blueprint import Blueprint
+from firesteel.parts.example import described
+from firesteel.parts.making import part_of
+from firesteel.results import Kept, best_of, check_result, digest, history_row, ipc, mark_of, rows, to_add_up
 from firesteel.sim.cluster import Cluster, Failure
 from firesteel.sim.gang import Circle, SimulatedGang
 from firesteel.sim.shipping import shipping
@@ -67,7 +71,8 @@ class _Seat:
     points: dict[int, _Point] = field(default_factory=dict)  # by number of kept points; only where failures are expected
     traces: list[pa.Table] = field(default_factory=list)
     published: int = 0
-    last: Vec | None = None
+    last: bytes | None = None  # a digest of what was kept last
+    kept: Kept | None = None  # of worker 0; where the network lies in parts, of every worker
 
 
 @final
@@ -78,7 +83,6 @@ class GangRun:
         self.simulation: Simulation = simulation
         self.ticker: Ticker = ticker
         self.size: int = cluster.workers
-        self.kept: Kept = Kept()
         self._paces: list[Any] = paces(cluster, job.seed)
         self._unbounded: bool = job.epochs is None and job.max_steps is None
         self._failures: list[Failure] = sorted(cluster.failures, key=lambda f: (f.at_seconds, f.worker))  # still to come
@@ -97,11 +101,18 @@ class GangRun:
         self.validated: bool = any(held.rows for _, _, held in cut)
         self._most: int = max(shard.rows for _, shard, _ in cut)
         self._own: Callable[[], Job] = shipping(job)
+        self._descriptions: list[Tensor] = [described(whole.block(0, 0)) for whole, _, _ in cut]
+        self.blueprint: Blueprint | None = Blueprint.of(job.build, job.seed) if splits(job.strategy) else None
         seats: list[_Seat] = []
         for rank, (whole, shard, held) in enumerate(cut):
             seats.append(_Seat(whole, shard, held, *self._begin(rank, whole, shard)))
             if rank:  # every replica begins with worker 0's tensors, whatever a factory drew
                 _alike(seats[rank].worker, seats[0].worker)
+        pieces = [pieces_of(seat.worker.module) for seat in seats]
+        own = tuple(fingerprint(each) for each in pieces if each is not None)
+        self.replicas: Replicas | None = Replicas(own) if own else None
+        for seat in seats if self.replicas is not None else seats[:1]:
+            seat.kept = Kept()
         return seats
 
     def _begin(self, rank: int, whole: Shard, shard: Shard) -> tuple[Worker, Strategy, Loss, dict[str, RowLoss], Tensor]:
@@ -112,10 +123,13 @@ class GangRun:
         steps = total_steps(self._most, batch_size, job.epochs, limit)
         plan = Plan(shard.rows, self._most, batch_size, steps, job.seed, rank)
         loss, metrics = resolve_loss(job.loss, job.columns.weight is not None), resolve_metrics(job.metrics)
-        randomness.initialise(job.seed)
-        module = job.build()
-        probe(module, whole, loss, metrics)
-        randomness.train(job.seed, rank)
+        if splits(job.strategy):
+            module = part_of(job, rank, self.size, self._descriptions, whole, loss, metrics, self.blueprint)
+        else:
+            randomness.initialise(job.seed)
+            module = job.build()
+            probe(module, whole, loss, metrics)
+            randomness.train(job.seed, rank)
         generator = torch.get_rng_state()
         settings: dict[str, Any] = {"schedule": job.schedule, "clip_norm": job.clip_norm}
         worker = Worker(module.train(), loss, job.optimizer, shard, plan, **settings)
@@ -159,7 +173,7 @@ class GangRun:
         result = seat.member.result
         check_result(result, rank, seat.worker.params.numel())
         last = seat.last
-        if last is None or seat.published != seat.worker.steps_done or not torch.equal(result, last):
+        if last is None or seat.published != seat.worker.steps_done or digest(result) != last:
             self._keep(rank, result, ())
 
     # ---- publish points ----------------------------------------------------------------------------------------------
@@ -185,9 +199,10 @@ class GangRun:
         member.trace.mark("publish", step)
         seat.marks.append(mark_of(member.trace, step, seat.worker.figures))
         seat.statistics.append(seat.worker.buffers)
-        seat.last = params.detach().clone()
-        if rank == 0:
-            self.kept.add(params, torch.empty(0), seat.marks[-1])
+        seat.last = digest(params)
+        if seat.kept is not None:
+            seat.kept.add(params, torch.empty(0), seat.marks[-1])
+        if rank == 0 and self.replicas is None:  # a part is no model to show
             model = pack({"params": params, "statistics": seat.worker.buffers}, {"step": step})
             show = functools.partial(self.ticker.board.put, "model.safetensors", model)
             if self._failures:  # the program may have run ahead of one
@@ -224,7 +239,6 @@ class GangRun:
         at_seconds = back_seconds = self._failures[0].at_seconds
         self.simulation.stop()
         number = self._newest(at_seconds)
-        self.kept.cut(number)
         while self._failures and self._failures[0].at_seconds <= back_seconds:
             failure = self._failures.pop(0)
             if failure.back_seconds is None:
@@ -237,6 +251,8 @@ class GangRun:
             assert seat.member is not None
             seat.traces.append(until(seat.member.trace.table(), at_seconds))
             del seat.marks[number:], seat.statistics[number:]
+            if seat.kept is not None:
+                seat.kept.cut(number)
             seat.worker, seat.strategy, seat.loss, seat.metrics, _ = self._begin(rank, seat.whole, seat.shard)
             _alike(seat.worker, self.seats[0].worker)
             point = seat.points[number]
@@ -287,16 +303,14 @@ class GangRun:
         history: list[dict[str, Any]] = []
         before = torch.zeros(marks.shape[1], dtype=torch.float64)
         found: list[dict[str, float]] = []
-        for number, params, _ in self.kept.read(first.worker.params.dtype, 0):
-            statistics = self._statistics(number)
+        for number in range(len(first.marks)):
             hurried = hurried or self.ticker.board.get("stop") == HURRY
-            scores = {} if hurried or not self.validated else self._evaluate(params, statistics)
+            scores = {} if hurried or not self.validated else self._evaluate(number)
             steps = first.worker.plan.epoch_steps
             history.append(history_row(first.marks[number], marks[number], before, steps, self.size, scores))
             before = marks[number]
             found.append(scores)
         best = best_of(found, first.metrics) if keeps_best(self.job.strategy) else len(found) - 1
-        _, chosen, _ = next(self.kept.read(first.worker.params.dtype, 0, best))
         self.timing["evaluate_seconds"] = time.perf_counter() - began
         batches: list[pa.RecordBatch] = []
         for rank, seat in enumerate(seats):
@@ -318,32 +332,51 @@ class GangRun:
             }
             trace = pa.concat_tables([*seat.traces, member.trace.table()])
             batches += [*rows("report", rank, json.dumps(report).encode()), *rows("trace", rank, ipc(trace))]
-        module = first.worker.module
-        frozen = {f"frozen.{n}": p for n, p in module.named_parameters() if not p.requires_grad}
-        buffers = {f"buffer.{n}": b for n, b in module.named_buffers()}
-        model = pack({"params": chosen, "statistics": self._statistics(best), **frozen, **buffers}, {})
-        return [*batches, *rows("history", 0, ipc(pa.Table.from_pylist(history))), *rows("model", 0, model)]
+        return [*batches, *rows("history", 0, ipc(pa.Table.from_pylist(history))), *self._model(best)]
 
-    def _statistics(self, number: int) -> Vec:
-        """Running statistics of a kept model: the mean of the workers', in order of rank."""
-        parts = [seat.statistics[number] for seat in self.seats]
-        if not parts[0].numel():
-            return parts[0]
-        total = parts[0].clone()
-        for part in parts[1:]:
-            total += part
-        return total.div_(self.size)
+    def _model(self, number: int) -> Iterator[pa.RecordBatch]:
+        """A kept model as worker 0 hands it over; one in parts, as all do."""
+        if self.replicas is None:
+            module = self.seats[0].worker.module
+            frozen = {f"frozen.{n}": p for n, p in module.named_parameters() if not p.requires_grad}
+            buffers = {f"buffer.{n}": b for n, b in module.named_buffers()}
+            params, statistics = self._kept(0, number)
+            yield from rows("model", 0, pack({"params": params, "statistics": statistics, **frozen, **buffers}, {}))
+            return
+        for rank, seat in enumerate(self.seats):
+            if self.replicas.hands_over(rank):
+                yield from hand_over(rank, seat.worker.module, *self._kept(rank, number), skip_shared=rank > 0)
 
-    def _evaluate(self, params: Vec, statistics: Vec) -> dict[str, float]:
+    def _kept(self, rank: int, number: int) -> tuple[Vec, Vec]:
+        """A worker's parameters in a kept model, and its running statistics: their mean over the workers that have the same."""
+        alike = range(self.size) if self.replicas is None else self.replicas.ranks(rank)
+        kept = self.seats[rank if self.replicas is not None else 0].kept
+        assert kept is not None
+        _, params, _ = next(kept.read(self.seats[rank].worker.params.dtype, 0, number))
+        statistics = self.seats[alike[0]].statistics[number].clone()
+        for other in alike[1:]:  # in order of rank
+            statistics += self.seats[other].statistics[number]
+        return params, statistics.div_(len(alike))
+
+    def _evaluate(self, number: int) -> dict[str, float]:
         target = self.job.columns.target
         metrics = self.seats[0].metrics
         total = torch.zeros(2 + len(metrics), dtype=torch.float64)
+        if self.blueprint is not None:
+            parts = [(seat.worker.module, *self._kept(rank, number)) for rank, seat in enumerate(self.seats)]
+            model = joined(self.blueprint.module, parts)
+            for seat in self.seats:
+                total += sums(model, seat.held, seat.loss, seat.metrics, torch.device("cpu"))
+            return named(total, metrics)
+        params, statistics = self._kept(0, number)
         for seat in self.seats:
             total += published_sums(seat.worker, params, statistics, seat.held, seat.loss, seat.metrics, target)
         return named(total, metrics)
 
 
 def _alike(worker: Worker, first: Worker) -> None:
+    if worker.part is not None:  # its numbers are its own
+        return
     with torch.no_grad():
         worker.params = first.params
         pairs = zip(worker.module.parameters(), first.module.parameters(), strict=True)

@@ -8,7 +8,10 @@ from firesteel.strategies.dladmm import DlADMM
 from firesteel.strategies.elastic import AEASGD, EAMSGD, EASGD
 from firesteel.strategies.excursions import ADAG, AGN, Downpour, DynSGD
 from firesteel.strategies.gradients import SyncSGD
+from firesteel.strategies.grid import Grid
 from firesteel.strategies.independent import Ensemble, Single
+from firesteel.strategies.neuron import NeuronParallel
+from firesteel.strategies.pipeline import Pipeline
 from firesteel.strategies.quasi_newton import VectorFreeLBFGS
 from firesteel.strategies.sharded import VectorFreeAdaGrad, VectorFreeAdam
 from firesteel.strategies.taylor import TaylorADMM
@@ -26,7 +29,10 @@ __all__ = [
     "Downpour",
     "DynSGD",
     "Ensemble",
+    "Grid",
     "ModelAveraging",
+    "NeuronParallel",
+    "Pipeline",
     "PostLocalSGD",
     "Single",
     "SlowMo",
@@ -44,6 +50,7 @@ CATALOGUE = {
         *(SyncSGD, ModelAveraging, PostLocalSGD, SlowMo, DiLoCo, EASGD),
         *(VectorFreeLBFGS, VectorFreeAdam, VectorFreeAdaGrad),
         *(TaylorADMM, DlADMM, ConsensusADMM),
+        *(NeuronParallel, Pipeline, Grid),
         *(Downpour, AGN, DynSGD, ADAG, AEASGD, EAMSGD),
     )
 }

@@ -1,48 +1,17 @@
-"""Named data sets, to begin with and to measure on."""
+"""Pictures: digits, MNIST, CIFAR-10."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 import urllib.request
-import zlib
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
+from firesteel.datasets.dataset import Array, Dataset, folder_of, found, read
 from firesteel.errors import UsageError
-
-Arrays = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
-
-
-@final
-@dataclass(frozen=True, eq=False)
-class Dataset:
-    """Training and test rows, (X, y) each; `train` is what `firesteel.train` uses."""
-
-    name: str
-    train: Arrays
-    test: Arrays
-    classes: int
-
-    def frame(self, spark: Any) -> tuple[Any, Any]:
-        """Training and test rows as Spark DataFrames with the columns features (array<float>, or bytes) and label."""
-        return tuple(spark.createDataFrame(_table(x, y)) for x, y in (self.train, self.test))  # pyright: ignore[reportReturnType]
-
-
-def _table(x: np.ndarray[Any, Any], y: np.ndarray[Any, Any]) -> pa.Table:
-    flat = np.ascontiguousarray(x.reshape(len(x), -1))
-    if flat.dtype == np.uint8:
-        offsets = pa.array(np.arange(len(x) + 1, dtype=np.int32) * flat.shape[1])
-        features = pa.Array.from_buffers(pa.binary(), len(x), [None, offsets.buffers()[1], pa.py_buffer(flat)])
-    else:
-        offsets = pa.array(np.arange(len(x) + 1, dtype=np.int32) * flat.shape[1])
-        features = pa.ListArray.from_arrays(offsets, pa.array(flat.reshape(-1)))
-    return pa.table({"features": features, "label": pa.array(y.astype(np.int64))})
 
 
 def digits() -> Dataset:
@@ -60,8 +29,8 @@ def digits() -> Dataset:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise UsageError("the digits come with scikit-learn: pip install 'firesteel[bench]'.") from error
-    found: Any = load_digits()
-    x, y = (found.data / 16).astype(np.float32), found.target.astype(np.int64)
+    both: Any = load_digits()
+    x, y = (both.data / 16).astype(np.float32), both.target.astype(np.int64)
     mixed = np.random.default_rng(0).permutation(len(x))
     # Every fifth row of each class is for testing.
     place = np.empty(len(x), np.int64)
@@ -91,9 +60,8 @@ def mnist(folder: str | Path | None = None) -> Dataset:
         UsageError: files are missing and cannot be downloaded, or are not what they should be.
     """
     if folder is None:
-        known = os.environ.get("FIRESTEEL_DATA")
-        folder = Path(known) / "mnist" if known else Path.home() / ".cache" / "firesteel" / "mnist"
-        if not known:
+        folder = folder_of("mnist", None)
+        if "FIRESTEEL_DATA" not in os.environ:
             _download(folder)
     x, y, xt, yt = (_idx(Path(folder), name) for name in _MNIST)
     for images, labels, part in ((x, y, "train"), (xt, yt, "t10k")):
@@ -105,17 +73,11 @@ def mnist(folder: str | Path | None = None) -> Dataset:
     return Dataset("mnist", (x, y.astype(np.int64)), (xt, yt.astype(np.int64)), 10)
 
 
-def _idx(folder: Path, name: str) -> np.ndarray[Any, Any]:
-    packed, plain = folder / f"{name}.gz", folder / name
-    if packed.exists():
-        try:
-            data = gzip.decompress(packed.read_bytes())
-        except (OSError, EOFError, zlib.error) as error:
-            raise UsageError(f"{packed} cannot be unpacked: {error}. Fetch it again.") from error
-    elif plain.exists():
-        data = plain.read_bytes()
-    else:
-        raise UsageError(f"MNIST needs {packed} (or {plain.name}); put the four IDX files into {folder}.")
+def _idx(folder: Path, name: str) -> Array:
+    path = found(folder, name)
+    if path is None:
+        raise UsageError(f"MNIST needs {folder / name}.gz (or {name}); put the four IDX files into {folder}.")
+    data = read(path)
     if len(data) < 8 or data[:3] != b"\0\0\x08" or len(data) < 4 + 4 * data[3]:
         raise UsageError(f"{folder / name} is not an IDX file of bytes.")
     shape = tuple(int(n) for n in np.frombuffer(data, ">i4", data[3], 4))
@@ -127,7 +89,7 @@ def _idx(folder: Path, name: str) -> np.ndarray[Any, Any]:
 def _download(folder: Path) -> None:
     for name, digest in _MNIST.items():
         path = folder / f"{name}.gz"
-        if path.exists() or (folder / name).exists():
+        if found(folder, name) is not None:
             continue
         folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -145,15 +107,37 @@ def _download(folder: Path) -> None:
         _ = aside.rename(path)
 
 
-def load(name: str) -> Dataset:
-    """A data set by name: "digits", "mnist", or "mnist:FOLDER".
+def cifar10(folder: str | Path | None = None) -> Dataset:
+    """CIFAR-10: colour images of 3 x 32 x 32 bytes, 10 classes, from the files of its binary version (packed or not).
 
-    >>> load("digits").classes
-    10
+    To train, the rows of data_batch_1.bin .. data_batch_5.bin, 10,000 each, of those that are there; to test, those of
+    test_batch.bin or, where that is not, of test_first2000.bin, its first 2,000.
+
+    Without a folder: `$FIRESTEEL_DATA/cifar10`, else `~/.cache/firesteel/cifar10`. Nothing is downloaded.
+
+    Raises:
+        UsageError: there is no file to train or none to test on, or one is not what it should be.
     """
-    kind, _, folder = name.partition(":")
-    if kind == "digits" and not folder:
-        return digits()
-    if kind == "mnist":
-        return mnist(folder or None)
-    raise UsageError(f"there is no data set {name!r}; there are digits, mnist and mnist:FOLDER.")
+    place = folder_of("cifar10", folder)
+    train = [path for n in range(1, 6) if (path := found(place, f"data_batch_{n}.bin"))]
+    test = found(place, "test_batch.bin") or found(place, "test_first2000.bin")
+    if not train or test is None:
+        raise UsageError(
+            f"CIFAR-10 needs {place / 'data_batch_1.bin'} (or more of the five) and test_batch.bin (or test_first2000.bin), "
+            "packed by gzip or not; put them there: they are in cifar-10-binary.tar.gz of "
+            "https://www.cs.toronto.edu/~kriz/cifar.html."
+        )
+    parts = [_cifar(path) for path in train]
+    x, y = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+    return Dataset("cifar10", (x, y), _cifar(test), 10)
+
+
+def _cifar(path: Path) -> tuple[Array, Array]:
+    """Rows of a class and 3 x 1024 bytes each."""
+    data = np.frombuffer(read(path), np.uint8)
+    if not len(data) or len(data) % 3073:
+        raise UsageError(f"{path} is no binary CIFAR-10 file: it has {len(data)} bytes, and a row has 3073.")
+    rows = data.reshape(-1, 3073)
+    if rows[:, 0].max() > 9:
+        raise UsageError(f"{path} is no binary CIFAR-10 file: it has a class {rows[:, 0].max()}, and there are 0 .. 9.")
+    return rows[:, 1:].reshape(-1, 3, 32, 32).copy(), rows[:, 0].astype(np.int64)

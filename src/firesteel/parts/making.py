@@ -1,0 +1,47 @@
+"""A worker's part of a network, from the job to real numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from firesteel import randomness
+from firesteel.data.shard import Shard
+from firesteel.evaluate import probe
+from firesteel.job import Job
+from firesteel.losses import Loss, RowLoss
+from firesteel.parts.blueprint import Blueprint
+from firesteel.parts.example import revived
+from firesteel.parts.network import network
+
+
+def part_of(
+    job: Job,
+    rank: int,
+    workers: int,
+    descriptions: Sequence[Tensor],
+    shard: Shard,
+    loss: Loss,
+    metrics: dict[str, RowLoss],
+    blueprint: Blueprint | None = None,
+) -> nn.Module:
+    """Worker `rank`'s part of the job's network, filled with what the whole would have begun with.
+
+    It also sets the global generator, alike for all workers who share a replica: masks are drawn for whole layers.
+
+    Args:
+        descriptions: of everyone's batches; see `parts.example`.
+        shard: this worker's rows, to try two of them on the network's shapes.
+    """
+    strategy: Any = job.strategy
+    blueprint = blueprint or Blueprint.of(job.build, job.seed)
+    probe(blueprint.module, shard, loss, metrics)
+    parts = strategy.parts_of(workers)
+    chain = network(blueprint.module, revived(descriptions, 2).inputs, type(strategy).__name__)
+    part = strategy.part(chain, revived(descriptions, 0), rank % parts, parts).to_empty(device="cpu")
+    tensors = {**dict(part.named_parameters()), **dict(part.named_buffers())}
+    blueprint.fill((tensors[name], piece) for name, piece in part.pieces.items())
+    randomness.train(job.seed, rank // parts)
+    return part

@@ -1,0 +1,88 @@
+"""Dropout of a batch that comes in pieces: masks as one process would draw them for all of it."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from firesteel.errors import UsageError
+from firesteel.models.layers import run_chain
+from firesteel.parts.network import Network
+
+_DROPS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
+
+
+@final
+class Masks:
+    """What a network in training draws for its dropout layers.
+
+    Raises:
+        UsageError: another layer draws numbers of its own, which nobody can draw in its place.
+    """
+
+    def __init__(self, network: Network, sequences: bool, who: str) -> None:
+        self._network: Network = network
+        self._sequences: bool = sequences
+        self._found: dict[tuple[int, int], list[tuple[int, Tensor, float]]] = {}
+        rows, steps = 2, network.inputs[0] or 1 if sequences else 0
+        for number, noise, _ in self._drawn(rows, steps):
+            layer = network.layers[number]
+            if type(layer.module) not in _DROPS or len(noise) != rows:
+                way_out = (
+                    "Stack layers of one each, with nn.Dropout between them"
+                    if isinstance(layer.module, nn.RNNBase)
+                    else "Take nn.Dropout layers of the chain for it"
+                )
+                raise UsageError(
+                    f"{who} runs a batch in pieces and draws the masks of its dropout layers beforehand, but layer {layer} draws "
+                    f"random numbers inside. {way_out}, or another strategy, such as NeuronParallel()."
+                )
+
+    def draw(self, rows: int, steps: int, keep: range) -> dict[int, Tensor]:
+        """The masks of all dropout layers, [rows, ...], from the global generator, in the network's order.
+
+        Only those of the layers numbered in `keep` are returned; who has the others draws the same.
+
+        Args:
+            steps: of sequences, T.
+        """
+        masks: dict[int, Tensor] = {}
+        for number, noise, kept in self._drawn(rows, steps):
+            mask = torch.empty_like(noise, device="cpu").bernoulli_(kept).div_(kept)  # laid out as dropout would have it
+            if number in keep:
+                masks[number] = mask
+        return masks
+
+    def _drawn(self, rows: int, steps: int) -> list[tuple[int, Tensor, float]]:
+        """Layer, noise on the device "meta", and the probability that a number is kept, of everything that is drawn."""
+        key = (rows, steps)
+        if key not in self._found:
+            network = self._network
+            shape = (steps, *network.inputs[1:]) if self._sequences else network.inputs
+            x = torch.empty(rows, *shape, dtype=network.dtype, device="meta")
+            lengths = torch.empty(rows, dtype=torch.int64, device="meta") if self._sequences else None
+            found: list[tuple[int, Tensor, float]] = []
+            for number, layer in enumerate(network.layers):
+                with _Draws() as draws, torch.no_grad():
+                    x = run_chain([layer.module], x, lengths)
+                found += [(number, noise, kept) for noise, kept in draws.seen]
+            self._found[key] = found
+        return self._found[key]
+
+
+@final
+class _Draws(TorchDispatchMode):
+    """Sees every operation that draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[Tensor, float]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if torch.Tag.nondeterministic_seeded in func.tags:
+            plain = func is torch.ops.aten.bernoulli_.float
+            self.seen.append((args[0], args[1]) if plain else (torch.empty(0, device="meta"), 1.0))
+        return func(*args, **(kwargs or {}))

@@ -1,0 +1,97 @@
+"""A network as a chain of layers, with the shape and the cost of each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from firesteel.errors import UsageError
+from firesteel.models.layers import run_chain
+
+
+@final
+@dataclass(frozen=True)
+class Layer:
+    name: str
+    """Of the module in the whole network: the start of its parameters' names."""
+    module: Any
+    """An nn.Module on the device "meta"."""
+    inputs: tuple[int, ...]
+    """Shape of what one row brings to it, without the rows' dimension."""
+    outputs: tuple[int, ...]
+    """Shape of what one row leaves it with."""
+    flops: float
+    """Of one row's forward pass: two for each multiply-add, and one for each number where there are none."""
+
+    def __str__(self) -> str:
+        return f"'{self.name}' ({type(self.module).__name__})" if self.name else type(self.module).__name__
+
+
+@final
+@dataclass(frozen=True)
+class Network:
+    """The layers, from the inputs to the outputs."""
+
+    module: nn.Module
+    layers: tuple[Layer, ...]
+    inputs: tuple[int, ...]
+    dtype: torch.dtype
+    """Of the inputs."""
+    costs: tuple[float, ...] = ()
+    """Seconds that each layer takes, where they have been measured."""
+
+    @property
+    def flops(self) -> float:
+        """Of one row's forward pass."""
+        return sum(layer.flops for layer in self.layers)
+
+
+def network(module: nn.Module, inputs: Sequence[Tensor], who: str) -> Network:
+    """A module on the device "meta" as a chain; `who` asks for it.
+
+    Args:
+        inputs: two rows as the model takes them, on any device: only their shapes are looked at.
+
+    Raises:
+        UsageError: it is neither an `nn.Sequential` nor has a method `chain()`, or a parameter belongs to none of its layers.
+    """
+    names = {id(each): name for name, each in module.named_modules()}
+    chain = _flat(module, who)
+    x, *rest = (each.to("meta") for each in inputs)
+    lengths = rest[0] if rest else None
+    layers: list[Layer] = []
+    for each in chain:
+        before = tuple(x.shape[1:])
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            x = run_chain([each], x, lengths)
+        cost = counter.get_total_flops() / len(x)
+        layers.append(Layer(names.get(id(each), ""), each, before, tuple(x.shape[1:]), cost or math.prod(x.shape[1:])))
+    owned = {id(p) for each in chain for p in each.parameters()}
+    for name, p in module.named_parameters():
+        if id(p) not in owned:
+            raise UsageError(f"{who} takes a network layer by layer, but parameter '{name}' belongs to none of its layers.")
+        if not p.requires_grad:
+            raise UsageError(f"{who} trains every parameter of a network, but '{name}' is frozen.")
+    if sum(len(list(each.parameters())) for each in chain) > len(owned):
+        raise UsageError(f"{who} gives every layer to its owners, but two layers of this network share a parameter.")
+    return Network(module, tuple(layers), tuple(inputs[0].shape[1:]), inputs[0].dtype)
+
+
+def _flat(module: nn.Module, who: str) -> list[nn.Module]:
+    chain = getattr(module, "chain", None)
+    if type(module) is nn.Sequential:
+        return [inner for each in module for inner in (_flat(each, who) if type(each) is nn.Sequential else [each])]
+    if not callable(chain):
+        raise UsageError(
+            f"{who} takes a network layer by layer, and does not know the layers of {type(module).__name__}: give an "
+            "nn.Sequential, or a module with a method chain() that returns its layers in order, of which forward(x) is the "
+            "composition."
+        )
+    found: list[nn.Module] = list(chain())  # pyright: ignore[reportArgumentType]
+    return [inner for each in found for inner in (_flat(each, who) if type(each) is nn.Sequential else [each])]
