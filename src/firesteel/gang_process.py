@@ -246,7 +246,6 @@ class GangProcess:
     def _decide(self, params: Vec, statistics: Vec) -> None:
         stopping = self.job.early_stopping
         assert stopping is not None
-        self.trace.clock.pause()
         scores = self._evaluate(params, statistics)
         number = len(self.kept.marks) - 1
         self._live[number] = scores
@@ -255,7 +254,6 @@ class GangProcess:
             self._best = (value, number)
         elif number - self._best[1] >= stopping.patience:
             self.worker.stopping = True
-        self.trace.clock.go_on()
 
     # ---- watching and being watched ----------------------------------------------------------------------------------
 
@@ -316,11 +314,12 @@ class GangProcess:
     def _evaluate(self, params: Vec, statistics: Vec) -> dict[str, float]:
         """Scores of a published model on all workers' held-out rows; every worker calls it."""
         published = (self.worker, params, statistics, self.held, self.loss, self.metrics)
-        if self.worker.part is not None:
-            total = part_sums(*published, self.most_held)
-        else:
-            total = published_sums(*published, self.job.columns.target)
-        return named(self._net.totals(total), self.metrics)
+        with self.trace.paused():
+            if self.worker.part is not None:
+                total = part_sums(*published, self.most_held)
+            else:
+                total = published_sums(*published, self.job.columns.target)
+            return named(self._net.totals(total), self.metrics)
 
     def _report(self) -> Iterator[pa.RecordBatch]:
         """Evaluate what was published, and hand everything over. Should somebody who does not wait for scores ask for the
