@@ -25,13 +25,14 @@ from firesteel.errors import Diverged
 from firesteel.evaluate import named, part_sums, probe, published_sums
 from firesteel.job import Job
 from firesteel.losses import resolve_loss, resolve_metrics
+from firesteel.memory import forget_peak, peak_bytes, resident_bytes
 from firesteel.net.control import Control
 from firesteel.net.gang import GangNet
 from firesteel.net.meeting import Meeting, join, leave
 from firesteel.net.protocol import Vec, drive, full_batch, keeps_best, splits
 from firesteel.net.shared import host_name
 from firesteel.parts.assembly import Replicas, fingerprint, hand_over, pieces_of
-from firesteel.parts.example import WIDTH, described
+from firesteel.parts.example import WIDTH, outline
 from firesteel.parts.making import part_of
 from firesteel.parts.measuring import measured
 from firesteel.parts.network import Network
@@ -70,6 +71,8 @@ class GangProcess:
 
     def run(self, batches: Iterable[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         job, began = self.job, time.perf_counter()
+        forget_peak()
+        self.memory: dict[str, int] = {"before": resident_bytes()}
         torch.set_num_threads(job.threads or 1)
         _ = torch.set_flush_denormal(True)  # Adam's moments of dead inputs become denormal, which slows a step by a third
         with tempfile.TemporaryDirectory(prefix="firesteel-") as spill:
@@ -129,7 +132,7 @@ class GangProcess:
         """This worker's part of the network; the rest of it is never made real."""
         table = torch.zeros(self.meeting.size, WIDTH, dtype=torch.float64)
         if whole.rows:
-            table[self.rank] = described(whole.block(0, min(whole.rows, 64)))
+            table[self.rank] = outline(whole.block(0, 1))
         given = self._net.totals(table)
         return part_of(
             self.job, self.rank, self.meeting.size, list(given), whole, self.loss, self.metrics, costs=self._layer_costs
@@ -139,7 +142,7 @@ class GangProcess:
         """Seconds of each layer on worker 0; in a resumed run those of before, as it depends on them who has which layers."""
         found = Points(Folder(self.job.resume_from)).newest() if self.job.resume_from else None
         self._costs = tuple(found[1]["costs"]) if found else ()
-        if not found:
+        if len(self._costs) != len(network.layers):
             mine = measured(network) if self.rank == 0 else [0.0] * len(network.layers)
             self._costs = tuple(self._net.totals(torch.tensor(mine, dtype=torch.float64)).tolist())
         return self._costs
@@ -258,7 +261,6 @@ class GangProcess:
     def _decide(self, params: Vec, statistics: Vec) -> None:
         stopping = self.job.early_stopping
         assert stopping is not None
-        self.trace.clock.pause()
         scores = self._evaluate(params, statistics)
         number = len(self.kept.marks) - 1
         self._live[number] = scores
@@ -267,7 +269,6 @@ class GangProcess:
             self._best = (value, number)
         elif number - self._best[1] >= stopping.patience:
             self.worker.stopping = True
-        self.trace.clock.go_on()
 
     # ---- watching and being watched ----------------------------------------------------------------------------------
 
@@ -328,11 +329,12 @@ class GangProcess:
     def _evaluate(self, params: Vec, statistics: Vec) -> dict[str, float]:
         """Scores of a published model on all workers' held-out rows; every worker calls it."""
         published = (self.worker, params, statistics, self.held, self.loss, self.metrics)
-        if self.worker.part is not None:
-            total = part_sums(*published, self.most_held)
-        else:
-            total = published_sums(*published, self.job.columns.target)
-        return named(self._net.totals(total), self.metrics)
+        with self.trace.paused():
+            if self.worker.part is not None:
+                total = part_sums(*published, self.most_held)
+            else:
+                total = published_sums(*published, self.job.columns.target)
+            return named(self._net.totals(total), self.metrics)
 
     def _report(self) -> Iterator[pa.RecordBatch]:
         """Evaluate what was published, and hand everything over. Should somebody who does not wait for scores ask for the
@@ -369,6 +371,7 @@ class GangProcess:
                 "timing": self.timing,
                 "best": best,
                 "device": str(self.device),
+                "memory": {**self.memory, "peak": peak_bytes()},
                 "host": host_name(),
             }
             yield from rows("report", self.rank, json.dumps(report).encode())

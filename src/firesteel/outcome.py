@@ -120,6 +120,8 @@ def assemble_run(
     settings |= {name: lead[name] for name in ("workers_at_once", "replayed") if name in lead}
     if all("host" in report for report in reports):
         settings["hosts"] = [report["host"] for report in reports]
+    if all("memory" in report for report in reports):
+        settings["memory_bytes"] = [report["memory"] for report in reports]
     saving = {
         "spec": None if isinstance(model, Voting) else persistence.spec_of(model) or persistence.spec_of(job.model),
         "example": example,

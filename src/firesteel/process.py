@@ -12,11 +12,12 @@ import torch
 
 from firesteel.center_process import CenterProcess, score
 from firesteel.checkpoint import Board
-from firesteel.errors import Fenced, PeerLost, UsageError
+from firesteel.errors import Fenced, OutOfMemory, PeerLost, UsageError
 from firesteel.failures import Failed, describe, known_cause
 from firesteel.gang_process import GangProcess
 from firesteel.job import Apart, Job, Score
 from firesteel.net.meeting import Meeting
+from firesteel.net.protocol import splits
 
 
 def run_worker(
@@ -41,7 +42,8 @@ def run_worker(
             yield from score(job, meeting, batches, place)
         else:
             yield from GangProcess(job, meeting, board, store, place).run(batches)
-    except BaseException as error:
+    except BaseException as raised:
+        error = refused_memory(raised, job) or raised
         failure = describe(error, meeting.rank)
         if isinstance(error, PeerLost):
             failure = known_cause(store, meeting.secret) or failure
@@ -53,6 +55,20 @@ def run_worker(
                 if store is not None:
                     store.set(f"{meeting.secret}/cause", text)
         raise Failed(failure) from None
+
+
+def refused_memory(error: BaseException, job: Job) -> OutOfMemory | None:
+    """The error to show where memory ran out, as PyTorch, NumPy and Python each say it in their own way."""
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        return None
+    if splits(job.strategy):
+        way_out = "Take more workers, of which each has a smaller part"
+    else:
+        way_out = (
+            "Every worker has all parameters, gradients and the optimizer's state: NeuronParallel, Pipeline, Grid or FullyShard "
+            "give it only a part"
+        )
+    return OutOfMemory(f"memory ran out: {str(error).splitlines()[0]} {way_out}; or lower batch_size.")
 
 
 def _device(job: Job, offered: str | None) -> torch.device:

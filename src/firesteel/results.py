@@ -14,6 +14,7 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from firesteel.checkpoint import raw
 from firesteel.errors import StrategyError
 from firesteel.losses import METRICS, SMALLER_IS_BETTER
 from firesteel.net.protocol import Vec
@@ -60,11 +61,6 @@ class Kept:
             flat = torch.frombuffer(data, dtype=dtype, offset=at, count=numel + statistics)
             at = self._ends[number]
             yield number, flat[:numel].view(shape), flat[numel:]
-
-
-def raw(x: Tensor) -> memoryview:
-    """A tensor's bytes; not a copy if it is on the CPU and has no gaps."""
-    return x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def digest(params: Vec) -> bytes:

@@ -299,6 +299,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 from torch import nn
+from firesteel.checkpoint import Folder, Points
 from firesteel.parts.assembly import hand_over, mapped, write
 from firesteel.parts.cuts import Cut, Piece
 from firesteel.results import RESULT, Kept, digest
@@ -324,6 +325,7 @@ limit(80 * MB)
 kept, folder = Kept(), Path(sys.argv[1])
 kept.add(params, nothing, {})
 digest(params)
+Points(Folder(str(folder))).write(1, 0, {"params": params}, {})
 files = []
 for rank in range(2):
     part.pieces = {"0.weight": Piece("0.weight", Cut((2 * 16 * 2048, 1024), 0, ((rank * 16 * 2048, (rank + 1) * 16 * 2048),)))}

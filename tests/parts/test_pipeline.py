@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 import math
 import pickle
 from dataclasses import replace
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from firesteel import Grid, Pipeline, models
+from firesteel import SGD, Grid, Local, Pipeline, Simulated, datasets, models, train
 from firesteel.errors import UsageError
 from firesteel.parts.balance import balanced
 from firesteel.parts.measuring import measured
@@ -238,6 +239,27 @@ def test_real_processes(schedule):
     assert all(kind == "ok" for kind, _, _ in found.values()), found
     whole = alone(wide, data, sgd, 0.5)
     assert joined([pickle.loads(found[rank][1]) for rank in range(3)], whole.tensors).apart(whole) < 1e-10
+
+
+def test_a_resumed_run_keeps_its_stages(tmp_path):
+    """They depend on how long each layer took, which is another time every time."""
+
+    build = functools.partial(models.MLP, 64, 32, 24, 10, dropout=0.2)
+
+    def trained(on, **more):
+        optimizer = SGD(lr=0.1, momentum=0.9)
+        return train(build, datasets.digits(), strategy=Pipeline(), on=on, batch_size=128, optimizer=optimizer, **more)
+
+    def costs():
+        return json.loads(max(tmp_path.glob("points/*/point.json")).read_text())["costs"]
+
+    _ = trained(Local(workers=2), epochs=1, run_dir=str(tmp_path))
+    before = costs()
+    resumed = trained(Local(workers=2), epochs=2, run_dir=str(tmp_path), resume=True)
+    assert len(before) == 8 and min(before) > 0 and costs() == before
+    straight = trained(Simulated(Cluster(workers=2)), epochs=2)
+    for name, mine in resumed.model.state_dict().items():
+        assert torch.equal(mine, straight.model.state_dict()[name])
 
 
 def test_outputs_of_own_rows():

@@ -54,7 +54,7 @@ class GangNet(NoServer):
         trace: Trace,
         control: Control,
         shared: SharedMemory | None,
-        make: Callable[[Any, int, int], Any],
+        make: Callable[[Any, int, int], tuple[Any, SharedMemory | None]],
         gang: GangNet | None = None,
     ) -> None:
         self.rank: int = rank
@@ -65,7 +65,8 @@ class GangNet(NoServer):
         self._group: Any = group
         self._store: Any = store
         self._shared: SharedMemory | None = shared
-        self._make: Callable[[Any, int, int], Any] = make
+        self._make: Callable[[Any, int, int], tuple[Any, SharedMemory | None]] = make
+        self._smaller: list[GangNet] = []
         self._groups: dict[tuple[int, ...], int] = {}
 
     # ---- all workers together ----------------------------------------------------------------------------------------
@@ -231,9 +232,11 @@ class GangNet(NoServer):
         self._groups[members] = number = self._groups.get(members, 0) + 1
         store = PrefixStore(f"group/{members}/{number}", self._store)
         rank, size = members.index(self.rank), len(members)
-        group = self._make(store, rank, size)
+        group, shared = self._make(store, rank, size)
         # Nobody asks its own control to stop: what only a part of the gang has heard could not end all at the same place.
-        return GangNet(group, store, rank, size, self.trace, Control(), None, self._make, self.gang)
+        net = GangNet(group, store, rank, size, self.trace, Control(), shared, self._make, self.gang)
+        self._smaller.append(net)
+        return net
 
     def publish(self, params: Vec, *rest: Tensor) -> None:
         gang, control = self.gang, self.gang.control
@@ -248,7 +251,9 @@ class GangNet(NoServer):
         return default if resumed is None else resumed
 
     def close(self) -> None:
-        """Give back what this net holds beside its process group."""
+        """Give back what this net and the smaller ones made from it hold beside their process groups."""
+        for net in self._smaller:
+            net.close()
         if self._shared is not None:
             self._shared.close()
 

@@ -101,7 +101,8 @@ class Net(Protocol):
         """Show the world the model as it is now, [P] (or [M, P], M members of an ensemble).
 
         Also a point to resume from: `rest` are the strategy's own tensors; the worker's state is kept beside them.
-        All workers publish at the same places, through whichever net they hold. After a request to stop, `worker.steps()` ends at the next one.
+        All workers publish at the same places, through whichever net they hold. After a request to stop, `worker.steps()`
+        ends at the next one.
         """
         ...
 

@@ -186,7 +186,7 @@ class Each(SplitLayer):
 
 @final
 class Reshape(SplitLayer):
-    """`Flatten`, `Fold`, `Last` and `ClassesFirst`, which move units about."""
+    """`Flatten`, `Unflatten`, `Fold`, `Last` and `ClassesFirst`, which move units about."""
 
     async def run(self, flow: Flow, tape: Tape) -> Flow:
         module = self.layer.module
