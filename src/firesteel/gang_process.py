@@ -25,7 +25,7 @@ from firesteel.errors import Diverged
 from firesteel.evaluate import named, part_sums, probe, published_sums
 from firesteel.job import Job
 from firesteel.losses import resolve_loss, resolve_metrics
-from firesteel.memory import forget_peak, peak_bytes, resident_bytes
+from firesteel.memory import forget_peak, give_back, peak_bytes, resident_bytes
 from firesteel.net.control import Control
 from firesteel.net.gang import GangNet
 from firesteel.net.meeting import Meeting, join, leave
@@ -34,7 +34,7 @@ from firesteel.net.shared import host_name
 from firesteel.parts.assembly import Replicas, fingerprint, hand_over, pieces_of
 from firesteel.parts.example import WIDTH, outline
 from firesteel.parts.making import part_of
-from firesteel.results import Kept, best_of, check_result, digest, history_row, ipc, mark_of, rows, to_add_up
+from firesteel.results import Kept, best_of, check_result, digest, finite, history_row, ipc, mark_of, rows, to_add_up
 from firesteel.stopping import HURRY
 from firesteel.trace import Trace
 from firesteel.worker import Worker
@@ -106,6 +106,7 @@ class GangProcess:
         steps = total_steps(most, batch_size, job.epochs, limit)
         plan = Plan(shard.rows, most, batch_size, steps, job.seed, self.rank)
         if splits(job.strategy):
+            give_back()  # such networks are large; whole tensors come and go while a part is taken of each
             module = self._part(whole)
         else:
             randomness.initialise(job.seed)
@@ -167,6 +168,10 @@ class GangProcess:
         result = drive(job.strategy.run(worker, self._net))
         check_result(result, self.rank, worker.params.numel())
         self.timing["train_seconds"] = self.trace.clock.now() - began
+        self.memory["peak"] = peak_bytes()  # what is read from files afterwards needs no memory
+        if worker.part is not None:
+            worker.reset_optimizer()  # which leaves room for handing over
+            give_back(32 * 2**20)  # as much as glibc would come to keep by itself, for whatever this process does next
         if not self.kept.marks or self._published != worker.steps_done or not self._is_last(result):
             self._keep(result, (), final=True)
         self._show(done=True)
@@ -187,7 +192,7 @@ class GangProcess:
 
     def _keep(self, params: Vec, rest: tuple[Tensor, ...], final: bool = False) -> None:
         worker, trace, step = self.worker, self.trace, self.worker.steps_done
-        if not bool(torch.isfinite(params).all()):
+        if not finite(params):
             raise Diverged(
                 f"parameters are no longer finite at step {step} on worker {self.rank}. "
                 "Lower the learning rate, or set clip_norm; the last good model is kept."
@@ -356,7 +361,7 @@ class GangProcess:
                 "timing": self.timing,
                 "best": best,
                 "device": str(self.device),
-                "memory": {**self.memory, "peak": peak_bytes()},
+                "memory": self.memory,
                 "host": host_name(),
             }
             yield from rows("report", self.rank, json.dumps(report).encode())

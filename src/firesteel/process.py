@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -59,7 +60,8 @@ def run_worker(
 
 def refused_memory(error: BaseException, job: Job) -> OutOfMemory | None:
     """The error to show where memory ran out, as PyTorch, NumPy and Python each say it in their own way."""
-    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    refused = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if not refused and not (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return None
     if splits(job.strategy):
         way_out = "Take more workers, of which each has a smaller part"

@@ -54,7 +54,9 @@ class Pipeline:
                 "and than 0, where stage 0 begins."
             )
         if self.cuts is not None and self.stages is not None and len(self.cuts) + 1 != self.stages:
-            raise UsageError(f"Pipeline(stages={self.stages}, cuts={self.cuts}): {self.stages} stages have {self.stages - 1} cuts.")
+            raise UsageError(
+                f"Pipeline(stages={self.stages}, cuts={self.cuts}): {self.stages} stages have {self.stages - 1} cuts."
+            )
 
     @property
     def measures_layers(self) -> bool:
