@@ -34,6 +34,8 @@ from firesteel.net.shared import host_name
 from firesteel.parts.assembly import Replicas, fingerprint, hand_over, pieces_of
 from firesteel.parts.example import WIDTH, outline
 from firesteel.parts.making import part_of
+from firesteel.parts.measuring import measured
+from firesteel.parts.network import Network
 from firesteel.results import Kept, best_of, check_result, digest, finite, history_row, ipc, mark_of, rows, to_add_up
 from firesteel.stopping import HURRY
 from firesteel.trace import Trace
@@ -57,6 +59,7 @@ class GangProcess:
         self.metrics: Any = resolve_metrics(job.metrics)
         self.timing: dict[str, float] = {}
         self._published: int = 0
+        self._costs: tuple[float, ...] = ()
         self._shown: float = 0.0
         self._best: tuple[float, int] | None = None
         self._live: dict[int, dict[str, float]] = {}
@@ -131,7 +134,19 @@ class GangProcess:
         table = torch.zeros(self.meeting.size, WIDTH, dtype=torch.float64)
         if whole.rows:
             table[self.rank] = outline(whole.block(0, 1))
-        return part_of(self.job, self.rank, self.meeting.size, list(self._net.totals(table)), whole, self.loss, self.metrics)
+        given = self._net.totals(table)
+        return part_of(
+            self.job, self.rank, self.meeting.size, list(given), whole, self.loss, self.metrics, costs=self._layer_costs
+        )
+
+    def _layer_costs(self, network: Network) -> tuple[float, ...]:
+        """Seconds of each layer on worker 0; in a resumed run those of before, as it depends on them who has which layers."""
+        found = Points(Folder(self.job.resume_from)).newest() if self.job.resume_from else None
+        self._costs = tuple(found[1]["costs"]) if found else ()
+        if len(self._costs) != len(network.layers):
+            mine = measured(network) if self.rank == 0 else [0.0] * len(network.layers)
+            self._costs = tuple(self._net.totals(torch.tensor(mine, dtype=torch.float64)).tolist())
+        return self._costs
 
     def _same_start(self) -> None:
         """Every replica begins with worker 0's tensors, whatever a factory drew or a platform rounds differently."""
@@ -229,7 +244,7 @@ class GangProcess:
         self.points.write(step, self.rank, tensors, plain)
         _ = self._net.totals(torch.zeros(1))
         if self.rank == 0:
-            self.points.commit(step, {"workers": self.meeting.size, **self.job.settings})
+            self.points.commit(step, {"workers": self.meeting.size, "costs": self._costs, **self.job.settings})
 
     def _resume(self, points: Points) -> None:
         found = points.newest()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from firesteel.job import Job
 from firesteel.losses import Loss, RowLoss
 from firesteel.parts.blueprint import Blueprint
 from firesteel.parts.example import revived
-from firesteel.parts.network import network
+from firesteel.parts.network import Network, network
 
 
 def part_of(
@@ -26,6 +27,7 @@ def part_of(
     loss: Loss,
     metrics: dict[str, RowLoss],
     blueprint: Blueprint | None = None,
+    costs: Callable[[Network], tuple[float, ...]] | None = None,
 ) -> nn.Module:
     """Worker `rank`'s part of the job's network, filled with what the whole would have begun with.
 
@@ -34,12 +36,15 @@ def part_of(
     Args:
         descriptions: of everyone's batches; see `parts.example`.
         shard: this worker's rows, to try two of them on the network's shapes.
+        costs: seconds of each layer, the same for all workers, for strategies that want to know; None: they do not get to.
     """
     strategy: Any = job.strategy
     blueprint = blueprint or Blueprint.of(job.build, job.seed)
     probe(blueprint.module, shard, loss, metrics)
     parts = strategy.parts_of(workers)
     chain = network(blueprint.module, revived(descriptions, 2).inputs, type(strategy).__name__)
+    if costs is not None and getattr(strategy, "measures_layers", False):
+        chain = replace(chain, costs=costs(chain))
     part = strategy.part(chain, revived(descriptions, 0), rank % parts, parts).to_empty(device="cpu")
     tensors = {**dict(part.named_parameters()), **dict(part.named_buffers())}
     blueprint.fill((tensors[name], piece) for name, piece in part.pieces.items())

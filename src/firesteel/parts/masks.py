@@ -37,8 +37,8 @@ class Masks:
                     else "Take nn.Dropout layers of the chain for it"
                 )
                 raise UsageError(
-                    f"{who} runs a batch in pieces and draws the masks of its dropout layers beforehand, but layer {layer} draws "
-                    f"random numbers inside. {way_out}, or another strategy, such as NeuronParallel()."
+                    f"{who} runs a batch in pieces and draws the masks of its dropout layers beforehand, but layer {layer} "
+                    f"draws random numbers inside. {way_out}, or another strategy, such as NeuronParallel()."
                 )
 
     def draw(self, rows: int, steps: int, keep: range) -> dict[int, Tensor]:
@@ -84,5 +84,6 @@ class _Draws(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
             plain = func is torch.ops.aten.bernoulli_.float
-            self.seen.append((args[0], args[1]) if plain else (torch.empty(0, device="meta"), 1.0))
+            kept = args[1] if len(args) > 1 else 0.5  # its default, which is left out
+            self.seen.append((args[0], kept) if plain else (torch.empty(0, device="meta"), 1.0))
         return func(*args, **(kwargs or {}))
