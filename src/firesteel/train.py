@@ -32,7 +32,7 @@ from firesteel.net.protocol import Strategy, full_batch, has_server, own_steps, 
 from firesteel.optim import Adam, ByEpochs, BySteps, OptimizerSettings, Schedule
 from firesteel.outcome import assemble, described, rescue, unscored
 from firesteel.parts.blueprint import Blueprint
-from firesteel.parts.network import network
+from firesteel.parts.making import taken
 from firesteel.progress import Show, reporter
 from firesteel.run import Run
 from firesteel.sim import replay
@@ -314,8 +314,8 @@ def _try_two_rows(job: Job, module: nn.Module, source: Any, workers: int) -> tup
     probe(module, shard, resolve_loss(job.loss, job.columns.weight is not None), resolve_metrics(job.metrics))
     strategy: Any = job.strategy
     if splits(strategy) and shard.rows:
-        chain = network(module, shard.block(0, shard.rows).inputs, type(strategy).__name__)
-        _ = strategy.part(chain, shard.block(0, 0), 0, strategy.parts_of(workers))
+        whole = taken(strategy, module, shard.block(0, shard.rows).inputs)
+        _ = strategy.part(whole, shard.block(0, 0), 0, strategy.parts_of(workers))
     return shard.block(0, shard.rows).inputs if shard.rows else None
 
 

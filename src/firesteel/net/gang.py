@@ -56,6 +56,7 @@ class GangNet(NoServer):
         self._shared: SharedMemory | None = shared
         self._make: Callable[[Any, int, int], Any] = make
         self._groups: dict[tuple[int, ...], int] = {}
+        self._meshes: int = 0
         self._closing: contextlib.ExitStack = contextlib.ExitStack()
 
     # ---- all workers together ----------------------------------------------------------------------------------------
@@ -227,7 +228,9 @@ class GangNet(NoServer):
 
     def mesh(self) -> Mesh:
         """These workers, at least 2, for PyTorch's own sharding until the gang is closed; only nets of processes have it."""
-        return self.gang._closing.enter_context(mesh_of(self._make, self._store, self.rank, self.size, self.trace))
+        self._meshes += 1
+        store = PrefixStore(f"mesh/{self._meshes}", self._store)
+        return self.gang._closing.enter_context(mesh_of(self._make, store, self.rank, self.size, self.trace))
 
     def publish(self, params: Vec, *rest: Tensor) -> None:
         gang, control = self.gang, self.gang.control

@@ -7,12 +7,12 @@ of making a group is registered as a backend, and for as long as the mesh is in 
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Generator, Hashable
 from typing import Any, final
 
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import PrefixStore
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,6 +21,7 @@ from firesteel.net.peers import peers_named
 from firesteel.trace import Trace
 
 _BACKEND = "firesteel"
+_NUMBERS = itertools.count()
 
 
 @final
@@ -63,9 +64,10 @@ def mesh_of(make: Callable[[Any, int, int], Any], store: Any, rank: int, size: i
             "Leave out init_process_group() in what runs on the workers."
         )
     dist.Backend.register_backend(_BACKEND, _made, extended_api=True, devices=["cpu"])
-    dist.init_process_group(_BACKEND, store=PrefixStore("mesh", store), rank=rank, world_size=size, pg_options=make)
+    dist.init_process_group(_BACKEND, store=store, rank=rank, world_size=size, pg_options=make)
     try:
-        yield Mesh(DeviceMesh.from_group(_default(), "cpu"), trace)
+        # PyTorch keeps what it has found out about a mesh for all that are equal to it: each has a name of its own.
+        yield Mesh(DeviceMesh.from_group(_default(), "cpu", mesh_dim_names=(f"gang{next(_NUMBERS)}",)), trace)
     finally:
         dist.destroy_process_group()
 

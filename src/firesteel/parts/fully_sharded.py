@@ -114,7 +114,7 @@ class FullySharded(nn.Module):
         if 0 in told.rows.counts:
             giver = next((rank for rank, n in enumerate(told.rows.counts) if n), 0)
             for x in padded(batch.inputs or self._nothing.inputs, told.steps):
-                row = x[:1].contiguous() if batch.rows else x.new_zeros(1, *x.shape[1:])
+                row = x[:1].clone() if batch.rows else x.new_zeros(1, *x.shape[1:])  # it is written to
                 row = await self.net.broadcast(row, root=giver)
                 self._standing_in += (torch.cat([row, row]),)  # two, as BatchNorm does not take one
         return batch

@@ -41,11 +41,14 @@ def part_of(
     blueprint = blueprint or Blueprint.of(job.build, job.seed)
     probe(blueprint.module, shard, loss, metrics)
     parts = strategy.parts_of(workers)
-    whole: Any = blueprint.module
-    if not native(strategy):
-        whole = network(whole, revived(descriptions, 2).inputs, type(strategy).__name__)
+    whole = taken(strategy, blueprint.module, revived(descriptions, 2).inputs)
     part = strategy.part(whole, revived(descriptions, 0), rank % parts, parts).to_empty(device="cpu")
     tensors = {**dict(part.named_parameters()), **dict(part.named_buffers())}
     blueprint.fill((tensors[name], piece) for name, piece in part.pieces.items())
     randomness.train(job.seed, rank if getattr(part, "own_draws", False) else rank // parts)
     return part
+
+
+def taken(strategy: object, module: nn.Module, inputs: Sequence[Tensor]) -> Any:
+    """A network on the device "meta" as the strategy's `part` takes it: layer by layer, or as it is; `inputs` are two rows."""
+    return module if native(strategy) else network(module, inputs, type(strategy).__name__)

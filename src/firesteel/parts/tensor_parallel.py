@@ -14,6 +14,7 @@ from firesteel.data.shard import Batch
 from firesteel.errors import UsageError, did_you_mean
 from firesteel.losses import Loss
 from firesteel.net.mesh import Mesh
+from firesteel.net.peers import peers_named
 from firesteel.net.protocol import Net
 from firesteel.parts.cuts import Cut, Piece
 from firesteel.parts.meetings import Meetings
@@ -152,7 +153,8 @@ class TensorParallelled(nn.Module):
 
     def _forward(self, batch: Batch) -> Tensor:
         try:
-            outputs: Any = self._running(*batch.inputs)
+            with peers_named():
+                outputs: Any = self._running(*batch.inputs)
         except (RuntimeError, ValueError, NotImplementedError, AssertionError) as error:
             if self._compared:
                 raise
@@ -258,8 +260,9 @@ def _rehearsed(module: nn.Module, index: int, parts: int, plan: Mapping[str, Any
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
     made = hollow(module)
+    mesh = DeviceMesh("cpu", list(range(parts)), mesh_dim_names=("rehearsal",), _init_backend=False, _rank=index)
     try:
-        _parallelize(made, DeviceMesh("cpu", list(range(parts)), _init_backend=False, _rank=index), plan)
+        _parallelize(made, mesh, plan)
     except NotImplementedError as error:
         raise UsageError(f"TensorParallel: the plan does not suit the model: {error}") from error
     pieces: dict[str, Piece] = {}
