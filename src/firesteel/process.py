@@ -67,8 +67,8 @@ def refused_memory(error: BaseException, job: Job) -> OutOfMemory | None:
         way_out = "Take more workers, of which each has a smaller part"
     else:
         way_out = (
-            "Every worker has all parameters, gradients and the optimizer's state: NeuronParallel, Pipeline, Grid or FullyShard "
-            "give it only a part"
+            "Every worker has all parameters, gradients and the optimizer's state: NeuronParallel, Pipeline, Grid or "
+            "FullyShard give it only a part"
         )
     return OutOfMemory(f"memory ran out: {str(error).splitlines()[0]} {way_out}; or lower batch_size.")
 

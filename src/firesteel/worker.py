@@ -120,8 +120,7 @@ class Worker:
         self.converged: bool = False  # set with `stopping` by a strategy that has nothing left to gain
         self.figures: dict[str, float] = {}  # what the strategy wants to see in the run's history, beside the loss
         self.on_step: Callable[[int], None] = lambda step: None
-        # How it waits for what the other parts of its network send, where it has but one of them.
-        self.wait: Callable[[Coroutine[Any, Any, Any]], Any] = drive
+        self.wait: Callable[[Coroutine[Any, Any, Any]], Any] = drive  # for what the network's other parts send
         self.part: Part | None = cast(Part, module) if hasattr(module, "pieces") else None
         # In virtual time: what the gradient of so many rows costs, spent share by share as the passes go on.
         self.meter: Meter | None = None

@@ -5,12 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from natives import Case, Recurrent, Residual, Tied, Trained, alone, mlp, together
-from torch import nn
-from torch.distributed.tensor import Replicate, Shard
-from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel
 
 import firesteel
-from firesteel import Adam, FullyShard, Grid, Local, Simulated, TensorParallel, UsageError
+from firesteel import Adam, FullyShard, TensorParallel
 
 MLP = TensorParallel({"layers.0": "colwise", "layers.2": "rowwise"})
 BLOCKS = TensorParallel({"blocks.*.up": "colwise", "blocks.*.down": "rowwise"})

@@ -75,7 +75,7 @@ class Tape:
             assert cut.back is not None
             found = await cut.back(grads)
             self._propagate(cut.before, found, cut.spent)
-            # What goes back knows its cut, and the cut what goes back: apart, they are let go at once, and not some steps later.
+            # What goes back knows its cut, and the cut what goes back: apart, they are let go at once, not some steps later.
             cut.before, cut.after, cut.back = [], [], None
 
     def _propagate(self, tensors: list[Tensor], grads: list[Tensor], spent: float) -> None:
