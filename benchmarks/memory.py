@@ -89,7 +89,7 @@ def main() -> None:
         [
             "## A network that does not fit into a worker",
             f"A fully connected network of {numbers / 1e6:.1f} million parameters, which with gradients and Adam's moments "
-            f"take {whole / 1e6:.0f} MB; batches of {BATCH} rows, {STEPS} steps; `make bench-memory`. Each worker process may take "
+            f"take {whole / 1e6:.0f} MB; batches of {BATCH} rows, {STEPS} steps; `make bench-memory`. Each worker may take "
             "(RLIMIT_DATA) what a share of it and the activations come to, and a quarter more. `Single` fails in both cases:",
             f"> {said}",
             report.table(["workers", "share, MB", "activations, MB", "bar, MB", "peak of each worker, MB", "loss"], table),
