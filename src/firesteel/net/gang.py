@@ -189,13 +189,16 @@ class GangNet(NoServer):
 
     # ---- two workers -------------------------------------------------------------------------------------------------
 
-    def send(self, x: Tensor, to: int) -> Awaitable[None]:
+    def send(self, x: Tensor, to: int, bare: bool = False) -> Awaitable[None]:
         check_rank("send", "to", to, self.rank, self.size)
         x = x.detach().contiguous()
-        head = torch.zeros(10, dtype=torch.long)
-        head[0], head[1] = _TYPES.index(x.dtype), x.dim()
-        head[2 : 2 + x.dim()] = torch.tensor(x.shape)
-        works = [self._collective(lambda t=t, n=n: self._group.send([t], to, n)) for n, t in ((2, head), (3, x.view(-1)))]
+        works = []
+        if not bare:
+            head = torch.zeros(10, dtype=torch.long)
+            head[0], head[1] = _TYPES.index(x.dtype), x.dim()
+            head[2 : 2 + x.dim()] = torch.tensor(x.shape)
+            works.append(self._collective(lambda: self._group.send([head], to, 2)))
+        works.append(self._collective(lambda: self._group.send([x.view(-1)], to, 3)))
 
         def finish() -> None:
             for work in works:
@@ -203,13 +206,16 @@ class GangNet(NoServer):
 
         return self._done("send", _nbytes(x), finish)
 
-    def recv(self, source: int) -> Awaitable[Tensor]:
+    def recv(self, source: int, like: Tensor | None = None) -> Awaitable[Tensor]:
         check_rank("recv", "source", source, self.rank, self.size)
 
         def finish() -> Tensor:
-            head = torch.zeros(10, dtype=torch.long)
-            self._wait(self._collective(lambda: self._group.recv([head], source, 2)))
-            x = torch.empty(tuple(head[2 : 2 + int(head[1])].tolist()), dtype=_TYPES[int(head[0])])
+            if like is None:
+                head = torch.zeros(10, dtype=torch.long)
+                self._wait(self._collective(lambda: self._group.recv([head], source, 2)))
+                x = torch.empty(tuple(head[2 : 2 + int(head[1])].tolist()), dtype=_TYPES[int(head[0])])
+            else:
+                x = torch.empty(like.shape, dtype=like.dtype)
             self._wait(self._collective(lambda: self._group.recv([x.view(-1)], source, 3)))
             return x
 

@@ -66,12 +66,12 @@ class Net(Protocol):
         """The `x` of worker `root`, at every worker."""
         ...
 
-    def send(self, x: Tensor, to: int) -> Awaitable[None]:
-        """Send `x` to one worker, which must call `recv`."""
+    def send(self, x: Tensor, to: int, bare: bool = False) -> Awaitable[None]:
+        """Send `x` to one worker, which must call `recv`. `bare`: without its shape and type, which that worker knows."""
         ...
 
-    def recv(self, source: int) -> Awaitable[Tensor]:
-        """The next tensor that worker `source` sends to this one, whatever its shape and type."""
+    def recv(self, source: int, like: Tensor | None = None) -> Awaitable[Tensor]:
+        """The next tensor that worker `source` sends to this one, of any shape and type; what is sent `bare` is `like` another."""
         ...
 
     # One worker and the server; only for strategies that have a `merge`.

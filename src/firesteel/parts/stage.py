@@ -131,13 +131,13 @@ class Stage(nn.Module):
                 total += graph.loss
                 self._pay(spend, run, turn, FORWARD)
                 if not self._last:
-                    run.activations.send(graph.root, self._index + 1)
+                    run.activations.send(graph.root, self._index + 1, bare=True)
             if turn >= ahead:
                 graph = graphs.pop(turn - ahead)
                 await self._backward(run, graph, under_way=len(graphs))
                 self._pay(spend, run, turn - ahead, 1 - FORWARD)
                 if self._index:
-                    run.gradients.send(_grad(graph.x), self._index - 1)
+                    run.gradients.send(_grad(graph.x), self._index - 1, bare=True)
                     await run.gradients.settle(leave=self.net.size - self._index)
         value = await self._agreed(total)
         await run.feed.settle()
@@ -158,7 +158,7 @@ class Stage(nn.Module):
             if self._last:
                 found.append(x)
             else:
-                run.activations.send(x, self._index + 1)
+                run.activations.send(x, self._index + 1, bare=True)
                 await run.activations.settle(leave=1)
         await run.activations.settle()
         await run.feed.settle()
@@ -189,7 +189,8 @@ class Stage(nn.Module):
             await run.feed.until(stop)
             return run.feed.rows(INPUTS, start, stop)
         await run.feed.until(self._told.rows.total)  # it was sent before any activations
-        return await self.net.recv(self._index - 1)
+        given = self._masks.given(stop - start, self._told.steps, self._range.start)
+        return await self.net.recv(self._index - 1, given)
 
     def _run(self, run: _Pass, number: int, x: Tensor) -> Tensor:
         start, stop = run.pieces[number]
@@ -223,7 +224,7 @@ class Stage(nn.Module):
         grad = graph.grad
         if grad is None:
             await run.feed.until(self._told.rows.total)  # it was sent before any gradients
-            grad = await self.net.recv(self._index + 1)
+            grad = await self.net.recv(self._index + 1, graph.root)
             await run.activations.settle(leave=under_way)  # whose gradient is here has arrived
         torch.autograd.backward([graph.root], [grad])
 
@@ -250,10 +251,10 @@ class Stage(nn.Module):
         """The batch's loss, from the last stage."""
         last = self.net.size - 1
         if not self._last:
-            return float((await self.net.recv(last))[0])
+            return float(await self.net.recv(last, torch.empty((), dtype=torch.float64)))
         outbox = Outbox(self.net)
         for worker in range(last):
-            outbox.send(torch.tensor([total], dtype=torch.float64), worker)
+            outbox.send(torch.tensor(total, dtype=torch.float64), worker, bare=True)
         await outbox.settle()
         return total
 
