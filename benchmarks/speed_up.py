@@ -121,8 +121,8 @@ def main() -> None:
             "## Speed-up of four architectures",
             f"Seconds per epoch of one worker alone over those of N, batches of {BATCH} rows a worker, SGD with momentum; "
             "`make bench-speed-up`. *data*: SyncSGD; *model*: NeuronParallel, convolutions whole and the head split. Random "
-            "inputs of MNIST's and CIFAR-10's shapes: 784-1024-1024-10, VGG-11 of a quarter of its width, and recurrent networks "
-            "of 256 units over 28 steps.",
+            "inputs of MNIST's and CIFAR-10's shapes: 784-1024-1024-10, VGG-11 of a quarter of its width, and recurrent "
+            "networks of 256 units over 28 steps.",
             f"Measured with two workers of this machine's two cores ({REPETITIONS} repetitions in turn), and predicted:",
             report.table(["", "measured", "range", "predicted"], here),
             f"Simulated, {ROWS:,} rows, each worker a host of its own behind 10 Gbit/s with 50 us of latency (assumed; "
@@ -135,7 +135,8 @@ def main() -> None:
             report.table(["width", *map(str, WIDTHS)], tables["parameters"]),
             f"The published framework reports up to 11 times; here the largest is {best:.1f} at {WORKERS[-1]} workers. "
             "Recurrent networks that are split meet at every step of a sequence, so latency holds them up long before "
-            "computing does; with data parallelism they meet once. An epoch of more workers has fewer and larger batches, which teach less.",
+            "computing does; with data parallelism they meet once. An epoch of more workers has fewer and larger batches, "
+            "which teach less.",
         ]
     )
     print(text)
