@@ -69,7 +69,22 @@ class Recurrent(nn.Module):
         return self.out(self.cells(x)[0][torch.arange(len(x)), lengths - 1])
 
 
-def mlp(activation: str = "tanh") -> nn.Module:
+@final
+class Sequences(nn.Module):
+    """Sequences of four tokens, each on its own way until the mean."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed: nn.Embedding = nn.Embedding(9, 6)
+        self.norm: nn.LayerNorm = nn.LayerNorm(6)
+        self.up: nn.Linear = nn.Linear(6, 8)
+        self.down: nn.Linear = nn.Linear(8, 4)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.down(torch.tanh(self.up(self.norm(self.embed(ids))))).mean(1)
+
+
+def mlp(activation: Any = "tanh") -> nn.Module:
     return firesteel.models.MLP(12, 16, 8, 4, activation=activation)
 
 

@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from firesteel.errors import UsageError
 from firesteel.net.peers import peers_named
@@ -67,8 +68,9 @@ def mesh_of(make: Make, store: Any, rank: int, size: int, trace: Trace) -> Gener
     dist.Backend.register_backend(_BACKEND, _made, extended_api=True, devices=["cpu"])
     dist.init_process_group(_BACKEND, store=store, rank=rank, world_size=size, pg_options=make)
     try:
+        group: Any = dist.group.WORLD
         # PyTorch keeps what it has found out about a mesh for all that are equal to it: each has a name of its own.
-        yield Mesh(DeviceMesh.from_group(_default(), "cpu", mesh_dim_names=(f"gang{next(_NUMBERS)}",)), trace)
+        yield Mesh(DeviceMesh.from_group(group, "cpu", mesh_dim_names=(f"gang{next(_NUMBERS)}",)), trace)
     finally:
         dist.destroy_process_group()
 
@@ -78,10 +80,6 @@ def _made(options: Any, make: Make) -> Any:
     if shared is not None:  # PyTorch would not know what to do with it
         shared.close()
     return group
-
-
-def _default() -> Any:
-    return dist.group.WORLD
 
 
 class _Sending(TorchDispatchMode):
@@ -98,14 +96,16 @@ class _Sending(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
     def _note(self, name: str, args: Any) -> None:
-        given = [a for a in args if isinstance(a, Tensor)] or [a for each in args if isinstance(each, list) for a in each]
-        nbytes = sum(a.nbytes for a in given if isinstance(a, Tensor))
-        if "reduce_scatter" in name:  # its input is the larger one; gloo moves as many bytes as for an all-reduce
-            nbytes = max(a.nbytes for a in given)
-            self.found.append(("reduce_scatter", 2 * (self._size - 1) * nbytes // self._size))
-        elif "allgather" in name or "all_gather" in name:
-            self.found.append(("all_gather", min(a.nbytes for a in given) * (self._size - 1)))
-        elif "allreduce" in name or "all_reduce" in name:
-            self.found.append(("all_reduce", 2 * (self._size - 1) * nbytes // self._size))
-        elif "alltoall" in name or "all_to_all" in name:
-            self.found.append(("reduce_scatter", (self._size - 1) * given[-1].nbytes // self._size))
+        found = [
+            x.nbytes for x in tree_leaves(args) if isinstance(x, Tensor)
+        ]  # of what goes in and, for some, of what comes out
+        name = name.replace("_", "")
+        ring = 2 * (self._size - 1) / self._size
+        if "reducescatter" in name:  # gloo moves as many bytes as for an all-reduce
+            self.found.append(("reduce_scatter", int(ring * max(found))))
+        elif "allgather" in name:
+            self.found.append(("all_gather", min(found) * (self._size - 1)))
+        elif "allreduce" in name:
+            self.found.append(("all_reduce", int(ring * sum(found))))
+        elif "alltoall" in name:
+            self.found.append(("reduce_scatter", int(ring * found[-1] / 2)))

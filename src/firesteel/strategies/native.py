@@ -29,7 +29,7 @@ class FullyShard:
     smallest: int = 1_000_000
     """Parameters of a unit that is gathered on its own (items of nn.Sequential and nn.ModuleList), >= 1; the rest is one."""
     reshard: bool = True
-    """Forget a unit's parameters after the forward pass, and gather them again: less memory, half as many bytes more."""
+    """Forget a unit's parameters after the forward pass, and gather them again: less memory, a third more bytes."""
 
     native: ClassVar[bool] = True
 
