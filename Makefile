@@ -59,6 +59,9 @@ bench-lbfgs: venv java ## L-BFGS beside Spark ML's; bytes, rounds and memory of 
 bench-networks: venv java ## accuracy of networks of every kind on real data, through Spark
 	$(JAVA) $(RUN) -m benchmarks.networks
 
+bench-pipeline: venv ## the pipeline beside torch.distributed.pipelining
+	$(RUN) -m benchmarks.pipelining
+
 bench-scaling: venv ## speed-up to 256 workers of a small CNN, by simulation
 	$(RUN) -m benchmarks.scaling
 

@@ -33,7 +33,7 @@ from firesteel.optim import Adam, ByEpochs, BySteps, OptimizerSettings, Schedule
 from firesteel.outcome import assemble, described, rescue, unscored
 from firesteel.parts.blueprint import Blueprint
 from firesteel.parts.example import outline, revived
-from firesteel.parts.network import network
+from firesteel.parts.making import taken
 from firesteel.progress import Show, reporter
 from firesteel.run import Run
 from firesteel.sim import replay
@@ -316,8 +316,8 @@ def _try_two_rows(job: Job, module: nn.Module, source: Any, workers: int) -> tup
     strategy: Any = job.strategy
     if splits(strategy) and shard.rows:
         rows = [outline(shard.block(0, 1))]
-        chain = network(module, revived(rows, 2).inputs, type(strategy).__name__)
-        _ = strategy.part(chain, revived(rows, 0), 0, strategy.parts_of(workers))
+        whole = taken(strategy, module, revived(rows, 2).inputs)
+        _ = strategy.part(whole, revived(rows, 0), 0, strategy.parts_of(workers))
     return shard.block(0, shard.rows).inputs if shard.rows else None
 
 

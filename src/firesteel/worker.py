@@ -120,8 +120,7 @@ class Worker:
         self.converged: bool = False  # set with `stopping` by a strategy that has nothing left to gain
         self.figures: dict[str, float] = {}  # what the strategy wants to see in the run's history, beside the loss
         self.on_step: Callable[[int], None] = lambda step: None
-        # How it waits for what the other parts of its network send, where they lie on other workers.
-        self.wait: Callable[[Coroutine[Any, Any, Any]], Any] = drive
+        self.wait: Callable[[Coroutine[Any, Any, Any]], Any] = drive  # for what the network's other parts send
         self.part: Part | None = cast(Part, module) if hasattr(module, "pieces") else None
         # In virtual time: what the gradient of so many rows costs, spent share by share as the passes go on.
         self.meter: Meter | None = None
@@ -271,11 +270,18 @@ class Worker:
         """The local optimizer moves `params` along `grad`, [P]; clipped and scheduled as the run was told."""
         if grad.data_ptr() != self.grads.data_ptr():
             self.grads.copy_(grad)
-        if self.clip_norm is not None:
-            norm = torch.linalg.vector_norm(self.grads) if self.part is None else self.wait(self.part.norm())
-            self.grads.mul_(torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0))
+        _ = self.clip()
         _ = self.optimizer.step()
         self.advance()
+
+    def clip(self) -> Tensor | float:
+        """Scale the gradient in `grads` down to the run's `clip_norm`; returns the factor, at most 1."""
+        if self.clip_norm is None:
+            return 1.0
+        norm = torch.linalg.vector_norm(self.grads) if self.part is None else self.wait(self.part.norm())
+        factor = torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0)
+        self.grads.mul_(factor)
+        return factor
 
     def advance(self) -> None:
         """A step has been taken, as far as the schedule is concerned."""

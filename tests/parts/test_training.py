@@ -149,7 +149,9 @@ def test_sequences_of_unequal_length():
 
 
 def test_the_model_is_one_like_any_other(tmp_path):
-    run = train(lambda: firesteel.models.MLP(12, 16, 4), rows(100), NeuronParallel(), Local(2, threads=1), run_dir=tmp_path / "r")
+    run = train(
+        lambda: firesteel.models.MLP(12, 16, 4), rows(100), NeuronParallel(), Local(2, threads=1), run_dir=tmp_path / "r"
+    )
     assert run.save(tmp_path / "m") == "import"
     x = torch.randn(3, 12)
     assert torch.equal(firesteel.load(tmp_path / "m")(x), run.model(x))
@@ -187,11 +189,21 @@ def frozen():
 
 
 REFUSED = [
-    (Crossed, NeuronParallel(), 2, r"does not know the layers of Crossed: give an nn.Sequential, or a module with a method chain"),
+    (
+        Crossed,
+        NeuronParallel(),
+        2,
+        r"does not know the layers of Crossed: give an nn.Sequential, or a module with a method chain",
+    ),
     (Left, NeuronParallel(), 2, r"parameter 'two.weight' belongs to none of its layers"),
     (tied, NeuronParallel(), 2, r"two layers of this network share a parameter"),
     (frozen, NeuronParallel(), 2, r"'0.weight' is frozen"),
-    (lambda: nn.Sequential(nn.Linear(12, 3), nn.Linear(3, 4)), NeuronParallel(), 4, r"'0' \(Linear\) has 3 units.*over 4 parts"),
+    (
+        lambda: nn.Sequential(nn.Linear(12, 3), nn.Linear(3, 4)),
+        NeuronParallel(),
+        4,
+        r"'0' \(Linear\) has 3 units.*over 4 parts",
+    ),
     (lambda: nn.Sequential(nn.Linear(12, 9), nn.PReLU(), nn.Linear(9, 4)), NeuronParallel(), 2, r"layer 1, '1' \(PReLU\)"),
     (plain, NeuronParallel(parts=3), 2, r"parts=3\) on 2 workers.*workers=3.*Grid\(data=\.\.\., model=3\)"),
     (plain, Grid(2, 2), 2, r"is for 4 workers, but there are 2"),

@@ -27,7 +27,7 @@ def outline(batch: Batch) -> Tensor:
 
 
 def revived(descriptions: Sequence[Tensor], rows: int, device: str = "cpu") -> Batch:
-    """A batch of zeros as the first description that says anything has it, with so many rows."""
+    """A batch of zeros as the first description that says anything has it, with so many rows; of none, sequences are empty."""
     first = next(d for d in descriptions if bool(d[0]))
     tensors: list[Tensor | None] = []
     table = first.view(4, _FIELD).long().tolist()
@@ -38,4 +38,6 @@ def revived(descriptions: Sequence[Tensor], rows: int, device: str = "cpu") -> B
         tensors.append(torch.zeros(shape, dtype=_TYPES[row[0] - 1], device=device) if row[0] else None)
     x, lengths, target, weights = tensors
     assert x is not None
+    if lengths is not None and not rows:
+        x = x[:, :0]
     return Batch((x,) if lengths is None else (x, lengths), target, weights, rows, float(rows))

@@ -9,7 +9,6 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from firesteel.errors import UsageError
 from firesteel.models.layers import run_chain
@@ -68,10 +67,10 @@ def network(module: nn.Module, inputs: Sequence[Tensor], who: str) -> Network:
     layers: list[Layer] = []
     for each in chain:
         before = tuple(x.shape[1:])
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        with torch.no_grad():
             x = run_chain([each], x, lengths)
-        cost = counter.get_total_flops() / len(x)
-        layers.append(Layer(names.get(id(each), ""), each, before, tuple(x.shape[1:]), cost or math.prod(x.shape[1:])))
+        after = tuple(x.shape[1:])
+        layers.append(Layer(names.get(id(each), ""), each, before, after, _flops(each, after)))
     owned = {id(p) for each in chain for p in each.parameters()}
     for name, p in module.named_parameters():
         if id(p) not in owned:
@@ -81,6 +80,17 @@ def network(module: nn.Module, inputs: Sequence[Tensor], who: str) -> Network:
     if sum(len(list(each.parameters())) for each in chain) > len(owned):
         raise UsageError(f"{who} gives every layer to its owners, but two layers of this network share a parameter.")
     return Network(module, tuple(layers), tuple(inputs[0].shape[1:]), inputs[0].dtype)
+
+
+def _flops(layer: nn.Module, outputs: tuple[int, ...]) -> float:
+    """Of one row's forward pass: each output of a layer with weights takes one row of them."""
+    weights = [p for name, p in layer.named_parameters() if name.startswith("weight") and p.dim() > 1]
+    if isinstance(layer, nn.RNNBase):
+        return 2.0 * outputs[0] * sum(p.numel() for p in weights)
+    numbers = float(math.prod(outputs))
+    if not weights or isinstance(layer, nn.Embedding):
+        return numbers
+    return 2.0 * numbers * (weights[0].numel() / len(weights[0]))
 
 
 def chain_of(module: nn.Module, who: str) -> list[nn.Module]:

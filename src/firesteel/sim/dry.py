@@ -103,14 +103,14 @@ def rehearse(
     rule = getattr(strategy, "across", strategy)  # what meets once a period: of a grid the replicas
     switch, *periods = (getattr(rule, name, None) or 0 for name in ("switch", "period", "window"))
     begin = max(steps, switch + 2 * max(periods) + 1)
-    if splits(strategy):
-        cast = Parts(strategy, size.module, cluster.workers, inputs)
+    parts = Parts(strategy, size.module, cluster.workers, inputs) if splits(strategy) else None
+    if parts is not None:
         steps = _PART_STEPS if cluster.compute.jitter is None else _PART_STEPS_DRAWN
         begin = max(steps, switch + 1)
 
     def run(total: int) -> _Spent:
-        if splits(strategy):
-            return _rehearsed_in_parts(strategy, cluster, size, cast, rows, batch_size, total, steps, max(1, *periods))
+        if parts is not None:
+            return _rehearsed_in_parts(strategy, cluster, size, parts, rows, batch_size, total, steps, max(1, *periods))
         return _rehearsed(strategy, cluster, size, rows, batch_size, shards, total)
 
     once = run(begin)
@@ -118,12 +118,12 @@ def rehearse(
         begin *= 2
         once = run(begin)
     whole = once.round or 1
-    more = max(1 if splits(strategy) else 2, -(-steps // whole)) * whole
+    more = max(1 if parts is not None else 2, -(-steps // whole)) * whole
     pace = run(begin + more).minus(once)
     epoch_steps = -(-most // batch_size)
     scale = epoch_steps / more
     # A gang shows its model to the caller once an epoch; a part is none to show.
-    published = 0.0 if serving or splits(strategy) else Fabric(cluster, 0).to_caller(size.nbytes)
+    published = 0.0 if serving or parts is not None else Fabric(cluster, 0).to_caller(size.nbytes)
     waited = max(0.0, pace.seconds - pace.computing)
     mean = 1.0 if cluster.compute.jitter is None else cluster.compute.jitter.mean
     if serving:

@@ -174,11 +174,11 @@ _Event = Callable[["_Play"], Any]  # returns what is to be awaited, or None
 class _Play:
     """A pass under way: on which net, what was posted, and what spends seconds."""
 
-    def __init__(self, net: Net, meter: Meter | None) -> None:
+    def __init__(self, net: Net, meter: Any) -> None:
         self.net: Net = net
+        self.meter: Any = meter
         self.posted: list[Any] = []
         self.spends: list[Callable[[float], None]] = []
-        self.meter: Meter | None = meter
 
 
 @final
@@ -194,6 +194,10 @@ class _Played:
     @property
     def alone(self) -> bool:
         return self._part.alone
+
+    @alone.setter
+    def alone(self, value: bool) -> None:
+        self._part.alone = value
 
     def bind(self, net: Net) -> None:
         self._part.bind(net)
@@ -246,7 +250,8 @@ class _Watched:
     def __getattr__(self, verb: str) -> Callable[..., Awaitable[Any]]:
         def post(*args: Any) -> Awaitable[Any]:
             number, self._posts = self._posts, self._posts + 1
-            self._script.append(lambda play: play.posted.append(getattr(play.net, verb)(*args)))
+            again = [x.detach() if isinstance(x, Tensor) else x for x in args]  # without its graph
+            self._script.append(lambda play: play.posted.append(getattr(play.net, verb)(*again)))
             return self._awaited(number, getattr(self._net, verb)(*args))
 
         return post

@@ -159,7 +159,7 @@ class SimulatedGang(NoServer):
 
     # ---- two workers -------------------------------------------------------------------------------------------------
 
-    def send(self, x: Tensor, to: int) -> Awaitable[None]:
+    def send(self, x: Tensor, to: int, bare: bool = False) -> Awaitable[None]:
         check_rank("send", "to", to, self.rank, self.size)
         posted = Posted[None](self._member, "send", self._nbytes(x), lambda: f" of {_shape(x)} to worker {to}")
         copy, fabric, key = x.detach().clone(), self._simulation.fabric, (self.rank, to)
@@ -174,7 +174,7 @@ class SimulatedGang(NoServer):
         self._simulation.at(self._member.now, self._member.rank, begin)
         return posted
 
-    def recv(self, source: int) -> Awaitable[Tensor]:
+    def recv(self, source: int, like: Tensor | None = None) -> Awaitable[Tensor]:
         check_rank("recv", "source", source, self.rank, self.size)
         posted = Posted[Tensor](self._member, "recv", 0, lambda: f" from worker {source}")
         self._circle.wanted.setdefault((source, self.rank), deque()).append(posted)

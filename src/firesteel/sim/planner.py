@@ -13,7 +13,7 @@ from typing import Any, final
 from torch import nn
 
 from firesteel.errors import UsageError
-from firesteel.net.protocol import own_steps, splits
+from firesteel.net.protocol import native, own_steps, splits
 from firesteel.optim import SGD, OptimizerSettings
 from firesteel.sim.cluster import Cluster
 from firesteel.sim.dry import Prediction, rehearse
@@ -259,6 +259,10 @@ def _check_strategies(strategies: list[Any], workers: list[int]) -> None:
             raise UsageError(f"strategies: {each.__name__} is a class; give an instance: {each.__name__}().")
         if not inspect.iscoroutinefunction(getattr(each, "run", None)):
             raise UsageError(f"strategies: {each!r} has no `async def run(self, worker, net)`; see docs/write-your-own.md.")
+        if native(each):
+            raise UsageError(
+                f"strategies: {type(each).__name__} is run by PyTorch's own sharding, whose costs no plan knows; leave it out."
+            )
     idle = (Ensemble,) if min(workers) == 1 else (Ensemble, Single)
     if all(isinstance(each, idle) for each in strategies):
         raise UsageError(
