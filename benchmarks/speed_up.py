@@ -1,8 +1,8 @@
 """Speed-up of data and model parallelism for four architectures: against workers, data size and number of parameters.
 
 Measured with one and two workers of this machine, with the prediction beside it; to 64 workers by simulation, calibrated here.
-The paper that the split is from (Shrivastava, Chaudhury and Jayadeva 2017, arXiv 1708.05840) plots the same, and reports up to 11
-times.
+The paper that the split is from (Shrivastava, Chaudhury and Jayadeva 2017, arXiv 1708.05840) plots the same, and reports up
+to 11 times.
 """
 
 from __future__ import annotations
@@ -120,22 +120,22 @@ def main() -> None:
         [
             "## Speed-up of four architectures",
             f"Seconds per epoch of one worker alone over those of N, batches of {BATCH} rows a worker, SGD with momentum; "
-            "`make bench-speed-up`. *data*: SyncSGD; *model*: NeuronParallel, with convolutions whole and the head split. Random "
+            "`make bench-speed-up`. *data*: SyncSGD; *model*: NeuronParallel, convolutions whole and the head split. Random "
             "inputs of MNIST's and CIFAR-10's shapes: 784-1024-1024-10, VGG-11 of a quarter of its width, and recurrent networks "
             "of 256 units over 28 steps.",
             f"Measured with two workers of this machine's two cores ({REPETITIONS} repetitions in turn), and predicted:",
             report.table(["", "measured", "range", "predicted"], here),
-            f"Simulated, {ROWS:,} rows, each worker a host of its own behind 10 Gbit/s with 50 us of latency (assumed; computing as "
-            "calibrated here):",
+            f"Simulated, {ROWS:,} rows, each worker a host of its own behind 10 Gbit/s with 50 us of latency (assumed; "
+            "computing as calibrated here):",
             report.table(["workers", *map(str, WORKERS)], tables["workers"]),
             "![Speed-up over workers](speed-up.png)",
             f"Against data size, {AT} workers:",
             report.table(["rows", *(f"{n:,}" for n in SIZES)], tables["rows"]),
             f"Against the number of parameters, {AT} workers, units and channels times {', '.join(map(str, WIDTHS))}:",
             report.table(["width", *map(str, WIDTHS)], tables["parameters"]),
-            f"The published framework reports up to 11 times; here the largest is {best:.1f} at {WORKERS[-1]} workers. Recurrent "
-            "networks meet at every step of a sequence when they are split, so latency holds them up long before computing does; "
-            "with data parallelism they meet once. An epoch of more workers has fewer and larger batches, which teach less.",
+            f"The published framework reports up to 11 times; here the largest is {best:.1f} at {WORKERS[-1]} workers. "
+            "Recurrent networks that are split meet at every step of a sequence, so latency holds them up long before "
+            "computing does; with data parallelism they meet once. An epoch of more workers has fewer and larger batches, which teach less.",
         ]
     )
     print(text)

@@ -24,6 +24,7 @@ from firesteel.data.shard import build_shard
 from firesteel.data.source import ParquetSource, TableSource, resolve, stream
 from firesteel.errors import FiresteelError, Interrupted, UsageError
 from firesteel.evaluate import probe
+from firesteel.flat import layout
 from firesteel.job import EarlyStopping, Job, Model
 from firesteel.local import world as local
 from firesteel.local.world import Local, new_secret
@@ -43,7 +44,6 @@ from firesteel.sim.world import Simulated
 from firesteel.spark import world as spark
 from firesteel.spark.world import Spark
 from firesteel.strategies import Single, SyncSGD
-from firesteel.worker import layout
 
 World = Local | Spark | Simulated | Replay
 

@@ -71,7 +71,7 @@ class Net(Protocol):
         ...
 
     def recv(self, source: int, like: Tensor | None = None) -> Awaitable[Tensor]:
-        """The next tensor that worker `source` sends to this one, of any shape and type; what is sent `bare` is `like` another."""
+        """The next tensor that worker `source` sends to this one, of any shape and type; sent `bare`, it is `like` another."""
         ...
 
     # One worker and the server; only for strategies that have a `merge`.

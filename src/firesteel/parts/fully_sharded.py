@@ -28,7 +28,7 @@ from firesteel.parts.native import (
     tell,
     whole_norm,
 )
-from firesteel.worker import Meter
+from firesteel.parts.part import Meter
 
 
 @final

@@ -15,11 +15,11 @@ from firesteel.parts.cuts import Piece
 from firesteel.parts.flow import Flow, Rows, tell, to_all
 from firesteel.parts.meetings import Meetings, Memory
 from firesteel.parts.network import Network
+from firesteel.parts.part import Meter
 from firesteel.parts.passes import Tape
 from firesteel.parts.plan import Conv, Planner, Weights
 from firesteel.parts.softmax import split_cross_entropy
 from firesteel.parts.split import SplitLayer
-from firesteel.worker import Meter
 
 
 @final

@@ -31,7 +31,7 @@ from firesteel.parts.native import (
     tell,
     whole_norm,
 )
-from firesteel.worker import Meter
+from firesteel.parts.part import Meter
 
 STYLES = ("colwise", "rowwise", "colwise_rep", "rowwise_rep", "sequence")
 _APART = 1e-3  # gradients of one parameter that differ by more than this share are not the same

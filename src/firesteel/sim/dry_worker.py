@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from firesteel.data.batches import Plan
 from firesteel.errors import UsageError
+from firesteel.flat import Slot, buckets, layout
 from firesteel.net.protocol import Vec
 from firesteel.optim import OptimizerSettings
 from firesteel.sim.dry_part import bare
 from firesteel.sim.fabric import stands_in
 from firesteel.sim.simulation import Member, Pace
-from firesteel.worker import FORWARD, Slot, buckets, layout
+from firesteel.worker import FORWARD
 
 _HEIGHT = 1e12  # of the loss over all rows; it halves with each quasi-Newton step
 
