@@ -61,7 +61,7 @@ def network(module: nn.Module, inputs: Sequence[Tensor], who: str) -> Network:
         UsageError: it is neither an `nn.Sequential` nor has a method `chain()`, or a parameter belongs to none of its layers.
     """
     names = {id(each): name for name, each in module.named_modules()}
-    chain = _flat(module, who)
+    chain = chain_of(module, who)
     x, *rest = (each.to("meta") for each in inputs)
     lengths = rest[0] if rest else None
     layers: list[Layer] = []
@@ -93,10 +93,15 @@ def _flops(layer: nn.Module, outputs: tuple[int, ...]) -> float:
     return 2.0 * numbers * (weights[0].numel() / len(weights[0]))
 
 
-def _flat(module: nn.Module, who: str) -> list[nn.Module]:
+def chain_of(module: nn.Module, who: str) -> list[nn.Module]:
+    """The layers of a module, in order.
+
+    Raises:
+        UsageError: it is neither an `nn.Sequential` nor has a method `chain()`.
+    """
     chain = getattr(module, "chain", None)
     if type(module) is nn.Sequential:
-        return [inner for each in module for inner in (_flat(each, who) if type(each) is nn.Sequential else [each])]
+        return [inner for each in module for inner in (chain_of(each, who) if type(each) is nn.Sequential else [each])]
     if not callable(chain):
         raise UsageError(
             f"{who} takes a network layer by layer, and does not know the layers of {type(module).__name__}: give an "
@@ -104,4 +109,4 @@ def _flat(module: nn.Module, who: str) -> list[nn.Module]:
             "composition."
         )
     found: list[nn.Module] = list(chain())  # pyright: ignore[reportArgumentType]
-    return [inner for each in found for inner in (_flat(each, who) if type(each) is nn.Sequential else [each])]
+    return [inner for each in found for inner in (chain_of(each, who) if type(each) is nn.Sequential else [each])]
