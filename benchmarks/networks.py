@@ -29,7 +29,7 @@ from firesteel import datasets
 from firesteel.models import VGG, CharLSTM, LeNet, LSTMClassifier
 
 WORKERS = 2
-STRATEGIES: dict[str, Any] = {"SyncSGD": firesteel.SyncSGD()}
+STRATEGIES: dict[str, Any] = {"SyncSGD": firesteel.SyncSGD(), "NeuronParallel": firesteel.NeuronParallel()}
 Trial = dict[str, Any]
 
 

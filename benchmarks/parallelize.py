@@ -7,7 +7,6 @@ processes have all rows already; Firesteel's workers have 128 rows of each batch
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing as mp
 import statistics
 import time
@@ -19,6 +18,7 @@ import torch
 from torch import nn
 
 import firesteel
+from benchmarks import report
 from firesteel.net.meeting import open_store, serve_store
 
 SIZES = (784, 4096, 4096, 10)
@@ -29,38 +29,38 @@ PLANS = {
 _WORKERS = 2
 
 
-def compared(steps: int = 8, rounds: int = 3, batch: int = 256) -> dict[str, Any]:
-    """Samples a second of each side, medians over rounds; and the median ratios to PyTorch's better plan."""
+ALONE, OWN = "Single, one worker", "NeuronParallel"
+FASTER, SHARE = 1.5, 0.8  # than one worker; of PyTorch's
+
+
+def compared(steps: int, rounds: int, batch: int) -> dict[str, list[float]]:
+    """Seconds of a step of each side, a round at a time."""
     sides: dict[str, Callable[[], float]] = {
-        "NeuronParallel": lambda: ours(firesteel.NeuronParallel(), steps, batch),
+        ALONE: lambda: ours(firesteel.Single(), steps, batch, 1),
+        OWN: lambda: ours(firesteel.NeuronParallel(), steps, batch),
         **{
             f"TensorParallel: {name}": (lambda p=p: ours(firesteel.TensorParallel(p), steps, batch))
             for name, p in PLANS.items()
         },
         **{f"PyTorch: {name}": (lambda p=p: theirs(p, steps, batch)) for name, p in PLANS.items()},
     }
-    seconds = [{name: side() for name, side in sides.items()} for _ in range(rounds)]
-    theirs_best = [min(s for name, s in each.items() if name.startswith("PyTorch")) for each in seconds]
-    return {
-        "samples/s": {name: round(batch / statistics.median(each[name] for each in seconds)) for name in sides},
-        "ratio": {
-            name: round(statistics.median(best / each[name] for each, best in zip(seconds, theirs_best, strict=True)), 3)
-            for name in sides
-            if not name.startswith("PyTorch")
-        },
-        "torch": torch.__version__,
-    }
+    found: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(rounds):
+        for name, side in sides.items():
+            found[name].append(side())
+            print(name, found[name][-1], flush=True)
+    return found
 
 
-def ours(strategy: Any, steps: int, batch: int) -> float:
+def ours(strategy: Any, steps: int, batch: int, workers: int = _WORKERS) -> float:
     """Seconds of a step, the median of those after the second."""
     run = firesteel.train(
         model,
         rows(batch * 4),
         strategy=strategy,
-        on=firesteel.Local(workers=_WORKERS),
+        on=firesteel.Local(workers, threads=1),
         optimizer=firesteel.SGD(lr=0.01),
-        batch_size=batch // _WORKERS,
+        batch_size=batch // workers,
         max_steps=steps + 2,
         validation=None,
         progress="none",
@@ -121,9 +121,40 @@ def _member(rank: int, port: int, plan: dict[str, str], steps: int, batch: int, 
     dist.destroy_process_group()
 
 
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--steps", type=int, default=8)
+    flags.add_argument("--rounds", type=int, default=5)
+    given = flags.parse_args()
+    batch = 256
+    seconds = compared(given.steps, given.rounds, batch)
+    best = [min(each) for each in zip(*(s for name, s in seconds.items() if name.startswith("PyTorch")), strict=True)]
+
+    def against(name: str, others: list[float]) -> list[float]:
+        return [b / a for a, b in zip(seconds[name], others, strict=True)]
+
+    table = []
+    for name, each in seconds.items():
+        alone, share = against(name, seconds[ALONE]), statistics.median(against(name, best))
+        spread = f"{min(alone):.2f} - {max(alone):.2f}"
+        cells = [name, f"{batch / statistics.median(each):,.0f}", f"{statistics.median(alone):.2f}", spread, f"{share:.2f}"]
+        table.append(cells)
+    faster, share = statistics.median(against(OWN, seconds[ALONE])), statistics.median(against(OWN, best))
+    text = "\n\n".join(
+        [
+            "## Two parts beside one worker, and beside PyTorch's",
+            f"Samples per second of {'-'.join(map(str, SIZES))} on batches of {batch} rows, SGD, one thread a worker; "
+            f"`make bench-parallelize`. Medians of {given.rounds} rounds in which all take turns. PyTorch's side is a plain script "
+            "with `parallelize_module` whose processes have all rows already; Firesteel's workers have half of each batch and tell "
+            "each other.",
+            report.table(["", "samples/s", "times one worker", "range", "of PyTorch's better plan"], table),
+            f"The bars are {FASTER} times one worker ({faster:.2f}, {'met' if faster >= FASTER else 'NOT MET'}) and {SHARE} of "
+            f"PyTorch's ({share:.2f}, {'met' if share >= SHARE else 'NOT MET'}).",
+        ]
+    )
+    print(text)
+    report.write("bench-parallelize", text)
+
+
 if __name__ == "__main__":
-    arguments = argparse.ArgumentParser(description=__doc__)
-    _ = arguments.add_argument("--steps", type=int, default=8)
-    _ = arguments.add_argument("--rounds", type=int, default=3)
-    chosen = arguments.parse_args()
-    print(json.dumps(compared(chosen.steps, chosen.rounds), indent=2))
+    main()
