@@ -144,9 +144,9 @@ def main() -> None:
         [
             "## Two parts beside one worker, and beside PyTorch's",
             f"Samples per second of {'-'.join(map(str, SIZES))} on batches of {batch} rows, SGD, one thread a worker; "
-            f"`make bench-parallelize`. Medians of {given.rounds} rounds in which all take turns. PyTorch's side is a plain script "
-            "with `parallelize_module` whose processes have all rows already; Firesteel's workers have half of each batch and tell "
-            "each other.",
+            f"`make bench-parallelize`. Medians of {given.rounds} rounds in which all take turns. PyTorch's side is a plain "
+            "script with `parallelize_module` whose processes have all rows already; Firesteel's workers have half of each "
+            "batch and tell each other.",
             report.table(["", "samples/s", "times one worker", "range", "of PyTorch's better plan"], table),
             f"The bars are {FASTER} times one worker ({faster:.2f}, {'met' if faster >= FASTER else 'NOT MET'}) and {SHARE} of "
             f"PyTorch's ({share:.2f}, {'met' if share >= SHARE else 'NOT MET'}).",
