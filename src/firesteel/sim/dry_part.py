@@ -134,7 +134,8 @@ class DryPart:
         part, shard = parts.part(plan.rank).train(), _Shard(plan.rows, parts.rows)
         loss, still = resolve_loss(parts.rows.loss, False), _Still(settings, moments)
         self.worker: Worker = Worker(part, loss, still, shard, plan, trace=member.trace)  # pyright: ignore[reportArgumentType]
-        self.worker.part = _Played(part, parts.scripts(plan.rank))
+        played: Any = _Played(part, parts.scripts(plan.rank))
+        self.worker.part = played
         self.worker.wait, self.worker.meter = member.wait, self._meter
         self.held_bytes: int = (2 + moments) * self.worker.params.nbytes + sum(b.nbytes for b in part.buffers())
         self.steady_seconds: float = 0.0  # in which it computes, without jitter
@@ -194,10 +195,6 @@ class _Played:
     @property
     def alone(self) -> bool:
         return self._part.alone
-
-    @alone.setter
-    def alone(self, value: bool) -> None:
-        self._part.alone = value
 
     def bind(self, net: Net) -> None:
         self._part.bind(net)
