@@ -74,7 +74,7 @@ def refused_memory(error: BaseException, job: Job) -> OutOfMemory | None:
 
 
 def _device(job: Job, offered: str | None) -> torch.device:
-    if job.device == "cpu" or (job.device == "auto" and not (offered and torch.cuda.is_available())):
+    if splits(job.strategy) or job.device == "cpu" or (job.device == "auto" and not (offered and torch.cuda.is_available())):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UsageError("device='cuda' was asked for, but PyTorch sees no GPU on this worker.")

@@ -141,7 +141,7 @@ def train(
     }
     _check_unused(strategy, {"optimizer": optimizer, "schedule": schedule, "clip_norm": clip_norm}, batch_size)
     optimizer, batch_size = Adam() if optimizer is None else optimizer, 64 if batch_size is None else batch_size
-    _check(on, strategy, optimizer, schedule, sizes)
+    _check(on, strategy, optimizer, schedule, device, sizes)
     _check_stopping(early_stopping, metrics, bool(share) or source.columns.validation is not None)
     given = run_dir if run_dir is not None else resume if isinstance(resume, str | Path) else None
     folder = None if given is None else Folder(str(given)).absolute()
@@ -234,7 +234,7 @@ def stop(run_dir: str | Path) -> None:
 # ---- checks ----------------------------------------------------------------------------------------------------------
 
 
-def _check(on: Any, strategy: Any, optimizer: Any, schedule: Any, sizes: dict[str, float | None]) -> None:
+def _check(on: Any, strategy: Any, optimizer: Any, schedule: Any, device: str, sizes: dict[str, float | None]) -> None:
     if not isinstance(on, World):
         raise UsageError(
             f"on={on!r}: give firesteel.Local(workers=...), Spark(workers=...), Simulated(cluster) or Replay(run)."
@@ -247,6 +247,8 @@ def _check(on: Any, strategy: Any, optimizer: Any, schedule: Any, sizes: dict[st
         raise UsageError(f"optimizer={optimizer!r}: give firesteel.Adam(lr=...) or firesteel.Optimizer(cls, **settings).")
     if schedule is not None and not isinstance(schedule, BySteps | ByEpochs):
         raise UsageError(f"schedule={schedule!r}: give firesteel.BySteps(...) or firesteel.ByEpochs(...).")
+    if splits(strategy) and device == "cuda":
+        raise UsageError(f"device='cuda': {type(strategy).__name__} trains on CPUs; leave device at 'auto'.")
     if isinstance(strategy, Single) and on.workers != 1:
         raise UsageError(f"Single trains on one worker, but {on.workers} were asked for; set workers=1, or use SyncSGD.")
     for name, value in sizes.items():
