@@ -278,7 +278,7 @@ def strategy_of(name: str, settings: list[str]) -> Any:
     cls: Any = imported(name, "strategy") if ":" in name else CATALOGUE.get(name)
     if cls is None:
         raise UsageError(f"strategy {name!r} is not known.{did_you_mean(name, CATALOGUE)} There are: {', '.join(CATALOGUE)}.")
-    given, fields = _settings(cls, settings), dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    given, fields = _settings(cls, settings), getattr(cls, "__dataclass_fields__", {}).values()
     missing = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING and f.name not in given]
     if missing:
         raise UsageError(f"{cls.__name__} needs --set {' '.join(f'{each}=...' for each in missing)}.")
@@ -303,4 +303,4 @@ def _value(text: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return CATALOGUE[text]() if text in CATALOGUE else text
+        return strategy_of(text, []) if text in CATALOGUE else text
