@@ -180,8 +180,8 @@ which no problem exceeds in how much the workers' moves depend on each other. A 
 more than half are the rows themselves."""
 
 _MNIST = """MNIST, 784-256-128-10, {epochs} epochs by batches of {batch} rows per worker, SGD without momentum at the rate
-{rate}; one thread for each worker, on {cores} cores. Accuracy on the test rows in %. The last rows take one exact step at k times
-the rate. All rows with one step do the same work: how far their wall seconds are apart says how busy the machine was otherwise."""
+{rate}; one thread for each worker, on {cores} cores. Accuracy on the test rows in %. The last rows take one exact step at k
+times the rate. All rows with one step do the same work: how far their wall seconds are apart says how busy the machine was."""
 
 
 def page(found: dict[str, Any]) -> str:

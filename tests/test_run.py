@@ -13,6 +13,7 @@ from torch import nn
 
 import firesteel
 from firesteel import EarlyStopping, Local, ModelAveraging, SyncSGD
+from firesteel.checkpoint import TYPES, pack, unpack
 from firesteel.results import Kept, best_of
 from firesteel.trace import SCHEMA
 
@@ -160,6 +161,15 @@ def test_kept_models_may_be_read_by_two_at_once():
         _, other, _ = next(kept.read(torch.float32, 2, 5))
         assert float(other[0]) == 5
     assert seen == [(n, float(n)) for n in range(6)]
+
+
+def test_what_is_packed_comes_back():
+    tensors = {str(dtype): (torch.arange(6).view(2, 3) % 2).to(dtype) for dtype in TYPES}
+    tensors |= {"one": torch.tensor(3.5), "none": torch.empty(0, 4), "across": torch.arange(6.0).view(2, 3).T}
+    found, plain = unpack(pack(tensors, {"step": 3, "name": "Käthe"}))
+    assert plain == {"step": 3, "name": "Käthe"} and found.keys() == tensors.keys()
+    for name, x in tensors.items():
+        assert found[name].dtype == x.dtype and found[name].tolist() == x.tolist(), name
 
 
 def test_which_model_scored_best():

@@ -11,18 +11,39 @@ import json
 import os
 import secrets
 import socket
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, final
 
 import pyarrow.fs as pafs
 import safetensors.torch
+import torch
 from torch import Tensor
 
 from firesteel.errors import UsageError
 from firesteel.sealing import seal, unseal
 
 _PART_BYTES = 4 * 2**20
+
+TYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint64: "U64",
+    torch.uint32: "U32",
+    torch.uint16: "U16",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+    torch.complex64: "C64",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+}  # as safetensors names them
 
 
 class Board(Protocol):
@@ -104,11 +125,16 @@ class Folder:
 
     def put(self, name: str, data: bytes) -> None:
         """Write a whole file: readers see the old one or the new one, never a part."""
+        self.write(name, [data])
+
+    def write(self, name: str, chunks: Iterable[bytes | memoryview]) -> None:
+        """Write a whole file chunk by chunk, so that it need not be in memory."""
         system, path = self._at(name)
         system.create_dir(os.path.dirname(path), recursive=True)
         aside = f"{path}.{secrets.token_hex(4)}.part"
         with system.open_output_stream(aside) as out:
-            _ = out.write(data)
+            for chunk in chunks:
+                _ = out.write(chunk)
         system.move(aside, path)
 
     def get(self, name: str) -> bytes | None:
@@ -144,10 +170,38 @@ class Folder:
             system.delete_file(path)
 
 
+def header(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[bytes, dict[str, int]]:
+    """How a safetensors file of such tensors begins, and where in it each of them starts, in bytes.
+
+    Wide types come first: so all are aligned.
+    """
+    entries: dict[str, Any] = {}
+    end = 0
+    for name, x in sorted(tensors.items(), key=lambda item: -item[1].element_size()):
+        entries[name] = {"dtype": TYPES[x.dtype], "shape": list(x.shape), "data_offsets": [end, end + x.nbytes]}
+        end += x.nbytes
+    text = json.dumps({"__metadata__": metadata, **entries}).encode()
+    text += b" " * (-len(text) % 8)
+    begin = len(text).to_bytes(8, "little") + text
+    return begin, {name: len(begin) + entry["data_offsets"][0] for name, entry in entries.items()}
+
+
+def packed(tensors: dict[str, Tensor], plain: dict[str, Any]) -> Iterator[bytes | memoryview]:
+    """Tensors and JSON values as one safetensors file, chunk by chunk; tensors on the CPU are not copied."""
+    begin, offsets = header(tensors, {"firesteel": json.dumps(plain)})
+    yield begin
+    for name in offsets:
+        yield raw(tensors[name])
+
+
 def pack(tensors: dict[str, Tensor], plain: dict[str, Any]) -> bytes:
     """Tensors and JSON values as one safetensors file."""
-    whole = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    return safetensors.torch.save(whole, metadata={"firesteel": json.dumps(plain)})
+    return b"".join(packed(tensors, plain))
+
+
+def raw(x: Tensor) -> memoryview:
+    """A tensor's bytes; not a copy if it is on the CPU and has no gaps."""
+    return x.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
 
 
 def unpack(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -169,7 +223,7 @@ class Points:
         return f"points/step-{step:010d}"
 
     def write(self, step: int, rank: int, tensors: dict[str, Tensor], plain: dict[str, Any]) -> None:
-        self.folder.put(f"{self._name(step)}/worker-{rank}.safetensors", pack(tensors, plain))
+        self.folder.write(f"{self._name(step)}/worker-{rank}.safetensors", packed(tensors, plain))
 
     def commit(self, step: int, settings: dict[str, Any], keep: int = 2) -> None:
         """All workers have written: make the point valid, and drop all but the `keep` newest."""

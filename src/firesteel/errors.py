@@ -6,6 +6,7 @@
     │   └── Diverged                 the loss is no longer a finite number
     ├── ClusterError                 the cluster
     │   ├── WorkerLost               a worker died or fell silent
+    │   ├── OutOfMemory              a worker's memory does not hold what it was to hold
     │   ├── RendezvousTimeout        the workers did not find each other in time
     │   ├── PeerLost                 one worker's view of another's death; never the root cause
     │   └── Fenced                   an attempt of a worker that a newer one has replaced; never the root cause
@@ -49,6 +50,11 @@ class ClusterError(FiresteelError):
 @final
 class WorkerLost(ClusterError):
     """A worker died, or was silent for longer than the set time-out."""
+
+
+@final
+class OutOfMemory(ClusterError):
+    """A worker was refused memory; the message says what takes it."""
 
 
 @final

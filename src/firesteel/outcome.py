@@ -22,13 +22,13 @@ from firesteel.data.shard import Shard, build_shard
 from firesteel.data.source import ParquetSource, TableSource, resolve, stream
 from firesteel.errors import UsageError
 from firesteel.evaluate import named, sums
+from firesteel.flat import layout
 from firesteel.job import Job
 from firesteel.losses import resolve_loss, resolve_metrics
 from firesteel.models.voting import Voting
 from firesteel.parts.assembly import mapped, write
 from firesteel.results import by_part
 from firesteel.run import Run
-from firesteel.worker import layout
 
 
 def brief(settings: Any, depth: int = 2) -> str:
@@ -120,6 +120,8 @@ def assemble_run(
     settings |= {name: lead[name] for name in ("workers_at_once", "replayed") if name in lead}
     if all("host" in report for report in reports):
         settings["hosts"] = [report["host"] for report in reports]
+    if all("memory" in report for report in reports):
+        settings["memory_bytes"] = [report["memory"] for report in reports]
     saving = {
         "spec": None if isinstance(model, Voting) else persistence.spec_of(model) or persistence.spec_of(job.model),
         "example": example,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,11 +13,12 @@ import torch
 
 from firesteel.center_process import CenterProcess, score
 from firesteel.checkpoint import Board
-from firesteel.errors import Fenced, PeerLost, UsageError
+from firesteel.errors import Fenced, OutOfMemory, PeerLost, UsageError
 from firesteel.failures import Failed, describe, known_cause
 from firesteel.gang_process import GangProcess
 from firesteel.job import Apart, Job, Score
 from firesteel.net.meeting import Meeting
+from firesteel.net.protocol import splits
 
 
 def run_worker(
@@ -41,7 +43,8 @@ def run_worker(
             yield from score(job, meeting, batches, place)
         else:
             yield from GangProcess(job, meeting, board, store, place).run(batches)
-    except BaseException as error:
+    except BaseException as raised:
+        error = refused_memory(raised, job) or raised
         failure = describe(error, meeting.rank)
         if isinstance(error, PeerLost):
             failure = known_cause(store, meeting.secret) or failure
@@ -55,8 +58,23 @@ def run_worker(
         raise Failed(failure) from None
 
 
+def refused_memory(error: BaseException, job: Job) -> OutOfMemory | None:
+    """The error to show where memory ran out, as PyTorch, NumPy and Python each say it in their own way."""
+    refused = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if not refused and not (isinstance(error, OSError) and error.errno == errno.ENOMEM):
+        return None
+    if splits(job.strategy):
+        way_out = "Take more workers, of which each has a smaller part"
+    else:
+        way_out = (
+            "Every worker has all parameters, gradients and the optimizer's state: NeuronParallel, Pipeline, Grid or "
+            "FullyShard give it only a part"
+        )
+    return OutOfMemory(f"memory ran out: {str(error).splitlines()[0]} {way_out}; or lower batch_size.")
+
+
 def _device(job: Job, offered: str | None) -> torch.device:
-    if job.device == "cpu" or (job.device == "auto" and not (offered and torch.cuda.is_available())):
+    if splits(job.strategy) or job.device == "cpu" or (job.device == "auto" and not (offered and torch.cuda.is_available())):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UsageError("device='cuda' was asked for, but PyTorch sees no GPU on this worker.")

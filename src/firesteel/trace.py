@@ -1,15 +1,17 @@
 """One event log for all worlds: who did what, when, and how many bytes and seconds it took.
 
 Events are columns, not objects: a step costs well under a microsecond to record and 56 bytes to keep. Seconds count
-from the start of training and leave evaluation out.
+from the start of training; evaluation is left out, with all that it sends.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from array import array
-from typing import Any, final
+from collections.abc import Callable, Iterator
+from typing import final
 
 import pyarrow as pa
 
@@ -34,34 +36,35 @@ SCHEMA = pa.schema(
 
 @final
 class Clock:
-    """Wall seconds of a run, which can be paused."""
+    """Seconds of a run, which can be paused: wall seconds, or those that `tell` tells."""
 
-    def __init__(self) -> None:
-        self._zero: float = time.perf_counter()
+    def __init__(self, tell: Callable[[], float] = time.perf_counter) -> None:
+        self._tell: Callable[[], float] = tell
+        self._zero: float = tell()
         self._paused_at: float | None = None
 
     def start(self, at: float = 0.0) -> None:
-        self._zero = time.perf_counter() - at
+        self._zero = self._tell() - at
 
     def now(self) -> float:
-        return (self._paused_at if self._paused_at is not None else time.perf_counter()) - self._zero
+        return (self._paused_at if self._paused_at is not None else self._tell()) - self._zero
 
     def pause(self) -> None:
-        self._paused_at = time.perf_counter()
+        self._paused_at = self._tell()
 
     def go_on(self) -> None:
-        if self._paused_at is not None:
-            self._zero += time.perf_counter() - self._paused_at
-            self._paused_at = None
+        assert self._paused_at is not None
+        self._zero += self._tell() - self._paused_at
+        self._paused_at = None
 
 
 @final
 class Trace:
     """What one worker records. Bytes are those that this worker had to send, counted at the verb, not at the socket."""
 
-    def __init__(self, rank: int, clock: Any = None) -> None:
+    def __init__(self, rank: int, clock: Clock | None = None) -> None:
         self.rank: int = rank
-        self.clock: Any = Clock() if clock is None else clock  # in a simulation, one of virtual seconds
+        self.clock: Clock = Clock() if clock is None else clock  # in a simulation, one of virtual seconds
         self.bytes_sent: int = 0
         self.rounds: int = 0  # collectives awaited
         self.waited_seconds: float = 0.0
@@ -71,6 +74,7 @@ class Trace:
         self.loss: float = float("nan")
         self.first_step_at: float | None = None  # seconds since 1970, to compare with the caller's clock
         self.current_step: int = 0
+        self._away: bool = False
         self._whole: array[int] = array("q")  # kind, step, rows, bytes
         self._real: array[float] = array("d")  # seconds, weight, loss, waited
 
@@ -78,8 +82,22 @@ class Trace:
         self._whole.extend((kind, step, rows, sent))
         self._real.extend((self.clock.now(), weight, loss, waited))
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Meanwhile the clock stands and nothing is recorded or counted: what happens is no part of training."""
+        assert not self._away
+        self.clock.pause()
+        self._away = True
+        try:
+            yield
+        finally:
+            self._away = False
+            self.clock.go_on()
+
     def step(self, step: int, rows: int, weight: float, loss: float) -> None:
         """A gradient was computed: `rows` rows of summed `weight`, with their mean `loss`."""
+        if self._away:
+            return
         if self.first_step_at is None:
             self.first_step_at = time.time()
         self.current_step, self.loss = step, loss
@@ -90,6 +108,8 @@ class Trace:
 
     def verb(self, kind: str, sent: int, waited: float) -> None:
         """A verb of the net was awaited: bytes sent, seconds spent waiting."""
+        if self._away:
+            return
         self.bytes_sent += sent
         self.rounds += kind in _MEETINGS
         self.waited_seconds += waited
@@ -97,6 +117,8 @@ class Trace:
 
     def mark(self, kind: str, step: int) -> None:
         """Something that neither computes nor waits: a kept publish point, or that the worker is back ("join")."""
+        if self._away:
+            return
         self._add(_NUMBER[kind], step, 0, 0, 0.0, 0.0, 0.0)
 
     def table(self) -> pa.Table:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -110,6 +111,30 @@ def test_a_group_is_a_net_of_its_own(share):
         return pair.rank, inside, float(await net.all_reduce(torch.tensor([1.0]), "sum"))
 
     assert results(gang(3, program, share)) == [(1, 20.0, 3.0), 3.0, (0, 20.0, 3.0)]
+
+
+def test_a_group_on_one_host_shares_memory_until_the_gang_leaves():
+    """Sums in order of the group's ranks are those of shared memory; its files are closed with the gang's net."""
+
+    async def program(net):
+        def files():
+            links = [f"/proc/self/fd/{fd}" for fd in os.listdir("/proc/self/fd")]
+            return sum("memfd:firesteel" in os.readlink(link) for link in links if os.path.islink(link))
+
+        order, before = [3, 1, 2, 0], files()
+        group = net.group(order)
+        pair = group.group([group.rank // 2 * 2, group.rank // 2 * 2 + 1])
+        xs = [torch.randn(10_001, generator=torch.Generator().manual_seed(rank)) for rank in order]
+        total = await group.all_reduce(xs[group.rank].clone(), "sum")
+        both = await pair.all_reduce(xs[group.rank].clone(), "sum")
+        first = group.rank // 2 * 2
+        exact = torch.equal(total, xs[0] + xs[1] + xs[2] + xs[3]), torch.equal(both, xs[first] + xs[first + 1])
+        held = files() - before
+        net.close()
+        return exact, before, held, files()
+
+    # A worker holds the file of each member of the gang, the group, the pair; each by its descriptor and by its mapping.
+    assert results(gang(4, program, True)) == [((True, True), 2 * 4, 2 * (4 + 2), 0)] * 4
 
 
 @SHARED

@@ -25,6 +25,7 @@ from torch import nn
 import firesteel
 from firesteel.checkpoint import Folder, StoreBoard
 from firesteel.data.source import resolve
+from firesteel.flat import flatten, statistics_of
 from firesteel.job import Job
 from firesteel.net.meeting import serve_store
 from firesteel.outcome import assemble, rescue
@@ -33,7 +34,6 @@ from firesteel.parts.assembly import Replicas, fingerprint, hand_over, mapped, w
 from firesteel.parts.cuts import Cut, Piece
 from firesteel.sim import gang_run
 from firesteel.sim import world as simulated
-from firesteel.worker import flatten, statistics_of
 
 
 class Whole(nn.Module):
@@ -299,6 +299,7 @@ from pathlib import Path
 import pyarrow as pa
 import torch
 from torch import nn
+from firesteel.checkpoint import Folder, Points
 from firesteel.parts.assembly import hand_over, mapped, write
 from firesteel.parts.cuts import Cut, Piece
 from firesteel.results import RESULT, Kept, digest
@@ -324,6 +325,7 @@ limit(80 * MB)
 kept, folder = Kept(), Path(sys.argv[1])
 kept.add(params, nothing, {})
 digest(params)
+Points(Folder(str(folder))).write(1, 0, {"params": params}, {})
 files = []
 for rank in range(2):
     part.pieces = {"0.weight": Piece("0.weight", Cut((2 * 16 * 2048, 1024), 0, ((rank * 16 * 2048, (rank + 1) * 16 * 2048),)))}

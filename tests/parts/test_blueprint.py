@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import subprocess
 import sys
 import tempfile
@@ -97,6 +98,7 @@ NETWORKS = {
     "channels_last": lambda: models.LeNet().to(memory_format=torch.channels_last),
     "eval": lambda: nn.Sequential(nn.BatchNorm1d(3), nn.Dropout()).eval(),
     "parametrized": lambda: nn.utils.parametrizations.weight_norm(nn.Linear(5, 4)),
+    "orthogonal": lambda: nn.utils.parametrizations.orthogonal(nn.Linear(5, 5)),
     "spectral": lambda: nn.utils.parametrizations.spectral_norm(nn.Linear(5, 4)),
 }
 
@@ -120,6 +122,7 @@ def scaled():
         net.layers[0].weight[1:3] += torch.randn(2, 6)
         net.layers[2].weight[:, ::2].normal_(std=2)
         net.layers[2].bias.data *= 2
+        torch._foreach_mul_(list(net.parameters()), 3.0)
         net.layers[0].weight.copy_(net.layers[0].weight.flip(0))
     return net
 
@@ -157,6 +160,7 @@ BUILDS = {
         p=lambda: nn.Parameter(torch.tensor([1.5, 2.5])),
         net=lambda: nn.Linear(20, 20),
         m=lambda: torch.tensor(2),
+        tripled=lambda: torch.tensor([1.5, 2.5]).mul_(3),
     ),
     "array": own(
         a=lambda: torch.tensor(np.arange(4.0)),
@@ -182,18 +186,67 @@ BUILDS = {
         i=lambda: torch.rand(33, dtype=torch.float64),
         j=lambda: torch.empty(9).exponential_(),
         k=lambda: torch.rand_like(torch.ones(6)),
+        l=lambda: bernoulli_of_itself(),
         z=lambda: torch.randn(3),
     ),
+    "tried": lambda: tried(
+        nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(0.1), nn.Flatten(), nn.Linear(144, 9))
+    ),
+    "seen_from_outside": lambda: seen_from_outside(),
+    "descended": lambda: descended(),
+    "copied": lambda: copied(),
     "generator": own(a=lambda: torch.randn(9, generator=torch.Generator().manual_seed(5)), b=lambda: torch.randn(9)),
     "seeded": own(a=lambda: (torch.manual_seed(8), torch.randn(5))[1], b=lambda: torch.randn(5)),
     "forked": own(a=lambda: forked(), b=lambda: torch.randn(5)),
     "depths": own(a=lambda: torch.rand(4) * sum(x.item() for x in torch.linspace(0, 0.1, 5)), b=lambda: torch.randn(5)),
     "chosen": own(a=lambda: torch.randn(4) if torch.rand(1) > 0.5 else torch.rand(4) * int(torch.randint(9, ()))),
     "listed": own(a=lambda: torch.full((3,), sum(torch.randn(5).tolist())), b=lambda: torch.randn(5)),
+    "chosen_places": own(a=lambda: torch.randn(9)[torch.rand(9) > 0.5]),
+    "compared": own(a=lambda: torch.randn(5) if torch.equal(torch.rand(3), torch.rand(3)) else torch.rand(4)),
     "joined": own(a=lambda: torch.cat([torch.randn(3, 3), torch.eye(3)]), b=lambda: torch.stack([torch.rand(3)] * 2)),
     "chunks": own(net=lambda: chunks()),
     "default_type": own(a=lambda: doubled(), b=lambda: torch.rand(3)),
 }
+
+
+def bernoulli_of_itself():
+    x = torch.tensor([0.1, 0.4, 0.6, 0.9] * 5)
+    return x.bernoulli_(x)
+
+
+def tried(net):
+    """Seen a picture, of which BatchNorm keeps the statistics."""
+    net(torch.randn(2, 1, 8, 8))
+    return net
+
+
+def descended():
+    """A step of gradient descent from the drawn numbers."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    net(torch.randn(5, 3)).square().mean().backward()
+    torch.optim.SGD(net.parameters(), 0.1).step()
+    net.zero_grad()
+    return net
+
+
+def copied():
+    layer = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4))
+    layer[1].running_mean += 3
+    return nn.ModuleList(copy.deepcopy(layer) for _ in range(3)).append(layer)
+
+
+OUTSIDE = torch.zeros(3)
+SHARED = OUTSIDE.numpy()
+
+
+def seen_from_outside():
+    """A tensor of the world outside, whose memory NumPy has, between two uses of it."""
+    net = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    for k, layer in enumerate(net):
+        SHARED[:] = k
+        with torch.no_grad():
+            layer.weight += OUTSIDE
+    return net
 
 
 def forked():
@@ -239,7 +292,7 @@ def caught():
     net = nn.Linear(3, 2)
     try:
         net.weight.detach().numpy()[:] = 3
-    except (RuntimeError, TypeError):
+    except Exception:
         nn.init.zeros_(net.weight)
     return net
 
@@ -258,6 +311,13 @@ def loaded(state):
 
 def with_real_part(part):
     return nn.Sequential(nn.Linear(2, 3), part)
+
+
+def attended():
+    net = nn.MultiheadAttention(4, 2)
+    with torch.no_grad():
+        net.in_proj_bias += net(*[torch.randn(5, 4)] * 3)[0].sum()
+    return net
 
 
 def from_file():
@@ -287,11 +347,12 @@ WHOLE = {
     "caught": caught,
     "through_storage": through_storage,
     "loaded": partial(loaded, nn.Linear(3, 2).state_dict()),
+    "attended": attended,
+    "lazy": lambda: tried(nn.Sequential(nn.LazyConv2d(4, 3), nn.Flatten(), nn.LazyLinear(5))),
     "from_file": from_file,
     "drawn_by_numpy": drawn_by_numpy,
     "instance": partial(lambda net: net, nn.Sequential(nn.Linear(3, 2), nn.LSTM(2, 3), tied())),
     "with_real_part": partial(with_real_part, nn.BatchNorm1d(3)),
-    "masked": own(a=lambda: torch.randn(9)[torch.rand(9) > 0.5]),
     "skipped": skipped,
 }
 
@@ -340,6 +401,13 @@ def test_constants_are_those_of_the_time_of_the_build():
     assert torch.equal(x, expected)
 
 
+def test_the_reason_is_said():
+    assert Blueprint.of(models.LeNet, 0).reason is None
+    assert Blueprint.of(through_numpy, 0).reason == "it reaches into the memory of a tensor (numpy)"
+    assert Blueprint.of(caught, 0).reason == "it reaches into the memory of a tensor (numpy)"
+    assert "shares memory with NumPy" in Blueprint.of(from_numpy, 0).reason
+
+
 def test_an_instance_is_not_changed():
     net = nn.Linear(3, 2)
     blueprint = Blueprint.of(lambda: net, 0)
@@ -350,6 +418,8 @@ def test_an_instance_is_not_changed():
 def test_refusals():
     with pytest.raises(UsageError, match="weight has no shape yet"):
         Blueprint.of(lambda: nn.LazyLinear(3), 0)
+    with pytest.raises(UsageError, match="weight has no numbers"):
+        Blueprint.of(lambda: nn.Linear(3, 2, device="meta"), 0)
     with pytest.raises(ZeroDivisionError):
         Blueprint.of(lambda: nn.Linear(1 // 0, 3), 0)
     with pytest.raises(UsageError, match=r"weight has the shape \(2, 3\)"):
@@ -370,7 +440,7 @@ def memory(field):
 Blueprint.of(lambda: MLP(8, 8, 8), 0)
 start = memory("VmRSS")
 open("/proc/self/clear_refs", "w").write("5")
-blueprint = Blueprint.of(lambda: MLP(*[4000] * 8, 10), 0)
+blueprint = Blueprint.of(lambda: MLP(*[4000] * 5, 10), 0)
 wanted = []
 for name, x in blueprint.module.named_parameters():
     cut = Cut(tuple(x.shape), 0, (shares(len(x), 10)[3],))
@@ -385,5 +455,5 @@ print(sum(tensors), max(tensors), sum(x.nbytes for x, _ in wanted), memory("VmHW
 def test_memory_is_that_of_one_tensor_and_the_pieces():
     done = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=True)
     whole, largest, pieces, peak = map(int, done.stdout.split())
-    assert whole > 4e8
-    assert largest < peak < 1.2 * largest + pieces, (whole, largest, pieces, peak)
+    assert whole > 2.5e8
+    assert largest < peak < 1.4 * largest + pieces, (whole, largest, pieces, peak)

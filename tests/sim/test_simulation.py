@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 
 import pytest
@@ -199,6 +200,40 @@ def test_equal_workers_are_n_minus_one_stale(workers):
     log = served(cluster, program, torch.zeros(1), AGN()).table().to_pylist()
     stale = [e["staleness"] for e in log if e["kind"] == "push" and 2 < e["sequence"] < rounds - 2]
     assert sum(stale) / len(stale) == pytest.approx(workers - 1, rel=0.02)
+
+
+def test_what_happens_while_traces_are_paused_is_no_part_of_the_run():
+    """All go on together after they have ended at different moments, as an evaluation does."""
+    cluster = Cluster(3, Compute(row_seconds=(1e-3, 2e-3, 3e-3)))
+
+    async def program(net, member):
+        await net.all_reduce(torch.zeros(4))
+        member.meter(10)(1.0)
+        member.trace.step(1, 10, 10.0, 0.5)
+        return net
+
+    async def evaluation(net, member):
+        member.meter(5)(1.0)
+        member.trace.step(1, 5, 5.0, 0.25)
+        member.trace.mark("publish", 1)
+        return float(await net.all_reduce(torch.tensor([float(net.rank)]), "sum"))
+
+    def told(member):
+        trace = member.trace
+        counts = (trace.bytes_sent, trace.rounds, trace.waited_seconds, trace.samples, trace.loss_sum, trace.weight_sum)
+        return ipc(trace.table()), counts
+
+    members = gang(cluster, program)
+    before, seconds, ends = ([f(m) for m in members] for f in (told, lambda m: m.trace.clock.now(), lambda m: m.now))
+    with contextlib.ExitStack() as stack:
+        for member in members:
+            stack.enter_context(member.trace.paused())
+            member.start(evaluation(member.result, member))
+        members[0].simulation.run()
+    assert [m.result for m in members] == [3.0] * 3
+    assert [told(m) for m in members] == before
+    assert [m.trace.clock.now() for m in members] == pytest.approx(seconds, rel=1e-12)
+    assert min(m.now for m in members) > max(ends)
 
 
 # ---- plain functions that wait ---------------------------------------------------------------------------------------

@@ -1,13 +1,13 @@
 """The net of real processes: `torch.distributed` between hosts, shared memory within one.
 
-No global process group is made: a gang owns its own, so a second run in the same process, or a run beside the user's
-own use of `torch.distributed`, does not meet it.
+No global process group is made, but for PyTorch's own sharding (`net.mesh`): a gang owns its own, so a second run in the
+same process, or a run beside the user's own use of `torch.distributed`, does not meet it.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar, final
 
 import torch
@@ -15,9 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore
 
-from firesteel.errors import PeerLost
 from firesteel.net.control import Control
 from firesteel.net.lacking import NoServer
+from firesteel.net.mesh import Mesh, mesh_of
+from firesteel.net.peers import peers_named
 from firesteel.net.pending import Pending
 from firesteel.net.protocol import Net, Op, Vec, WireType
 from firesteel.net.ranks import check_group, check_rank
@@ -27,18 +28,6 @@ from firesteel.trace import Trace
 T = TypeVar("T")
 _OPS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 _WIRE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_LOST = ("closed by peer", "reset by peer", "timed out", "timeout", "broken pipe", "connection refused")
-
-
-@contextlib.contextmanager
-def _peers_named() -> Generator[None]:
-    """Turn a lost connection of the transport into PeerLost, so that it is never taken for the root cause."""
-    try:
-        yield
-    except RuntimeError as error:
-        if any(sign in str(error).lower() for sign in _LOST):
-            raise PeerLost(str(error).splitlines()[0]) from None
-        raise
 
 
 @final
@@ -54,7 +43,7 @@ class GangNet(NoServer):
         trace: Trace,
         control: Control,
         shared: SharedMemory | None,
-        make: Callable[[Any, int, int], Any],
+        make: Callable[[Any, int, int], tuple[Any, SharedMemory | None]],
         gang: GangNet | None = None,
     ) -> None:
         self.rank: int = rank
@@ -65,8 +54,11 @@ class GangNet(NoServer):
         self._group: Any = group
         self._store: Any = store
         self._shared: SharedMemory | None = shared
-        self._make: Callable[[Any, int, int], Any] = make
+        self._make: Callable[[Any, int, int], tuple[Any, SharedMemory | None]] = make
+        self._smaller: list[GangNet] = []
         self._groups: dict[tuple[int, ...], int] = {}
+        self._meshes: int = 0
+        self._closing: contextlib.ExitStack = contextlib.ExitStack()
 
     # ---- all workers together ----------------------------------------------------------------------------------------
 
@@ -197,13 +189,16 @@ class GangNet(NoServer):
 
     # ---- two workers -------------------------------------------------------------------------------------------------
 
-    def send(self, x: Tensor, to: int) -> Awaitable[None]:
+    def send(self, x: Tensor, to: int, bare: bool = False) -> Awaitable[None]:
         check_rank("send", "to", to, self.rank, self.size)
         x = x.detach().contiguous()
-        head = torch.zeros(10, dtype=torch.long)
-        head[0], head[1] = _TYPES.index(x.dtype), x.dim()
-        head[2 : 2 + x.dim()] = torch.tensor(x.shape)
-        works = [self._collective(lambda t=t, n=n: self._group.send([t], to, n)) for n, t in ((2, head), (3, x.view(-1)))]
+        works = []
+        if not bare:
+            head = torch.zeros(10, dtype=torch.long)
+            head[0], head[1] = _TYPES.index(x.dtype), x.dim()
+            head[2 : 2 + x.dim()] = torch.tensor(x.shape)
+            works.append(self._collective(lambda: self._group.send([head], to, 2)))
+        works.append(self._collective(lambda: self._group.send([x.view(-1)], to, 3)))
 
         def finish() -> None:
             for work in works:
@@ -211,13 +206,16 @@ class GangNet(NoServer):
 
         return self._done("send", _nbytes(x), finish)
 
-    def recv(self, source: int) -> Awaitable[Tensor]:
+    def recv(self, source: int, like: Tensor | None = None) -> Awaitable[Tensor]:
         check_rank("recv", "source", source, self.rank, self.size)
 
         def finish() -> Tensor:
-            head = torch.zeros(10, dtype=torch.long)
-            self._wait(self._collective(lambda: self._group.recv([head], source, 2)))
-            x = torch.empty(tuple(head[2 : 2 + int(head[1])].tolist()), dtype=_TYPES[int(head[0])])
+            if like is None:
+                head = torch.zeros(10, dtype=torch.long)
+                self._wait(self._collective(lambda: self._group.recv([head], source, 2)))
+                x = torch.empty(tuple(head[2 : 2 + int(head[1])].tolist()), dtype=_TYPES[int(head[0])])
+            else:
+                x = torch.empty(like.shape, dtype=like.dtype)
             self._wait(self._collective(lambda: self._group.recv([x.view(-1)], source, 3)))
             return x
 
@@ -231,9 +229,17 @@ class GangNet(NoServer):
         self._groups[members] = number = self._groups.get(members, 0) + 1
         store = PrefixStore(f"group/{members}/{number}", self._store)
         rank, size = members.index(self.rank), len(members)
-        group = self._make(store, rank, size)
+        group, shared = self._make(store, rank, size)
         # Nobody asks its own control to stop: what only a part of the gang has heard could not end all at the same place.
-        return GangNet(group, store, rank, size, self.trace, Control(), None, self._make, self.gang)
+        net = GangNet(group, store, rank, size, self.trace, Control(), shared, self._make, self.gang)
+        self._smaller.append(net)
+        return net
+
+    def mesh(self) -> Mesh:
+        """These workers, at least 2, for PyTorch's own sharding until the gang is closed; only nets of processes have it."""
+        self._meshes += 1
+        store = PrefixStore(f"mesh/{self._meshes}", self._store)
+        return self.gang._closing.enter_context(mesh_of(self._make, store, self.rank, self.size, self.trace))
 
     def publish(self, params: Vec, *rest: Tensor) -> None:
         gang, control = self.gang, self.gang.control
@@ -248,7 +254,10 @@ class GangNet(NoServer):
         return default if resumed is None else resumed
 
     def close(self) -> None:
-        """Give back what this net holds beside its process group."""
+        """Give back what this net and the smaller ones made from it hold beside their process groups."""
+        for net in self._smaller:
+            net.close()
+        self._closing.close()
         if self._shared is not None:
             self._shared.close()
 
@@ -266,11 +275,11 @@ class GangNet(NoServer):
         self.control.stop_agreed = max(self.control.stop_agreed, stop)
 
     def _collective(self, call: Callable[[], Any]) -> Any:
-        with _peers_named():
+        with peers_named():
             return call()
 
     def _wait(self, work: Any) -> None:
-        with _peers_named():
+        with peers_named():
             _ = work.wait()
 
     def _done(self, kind: str, sent: int, finish: Callable[[], T]) -> Awaitable[T]:

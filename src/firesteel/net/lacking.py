@@ -40,10 +40,10 @@ class NoGang:
     def broadcast(self, x: Tensor, root: int = 0) -> Awaitable[Tensor]:
         raise _no_gang("broadcast")
 
-    def send(self, x: Tensor, to: int) -> Awaitable[None]:
+    def send(self, x: Tensor, to: int, bare: bool = False) -> Awaitable[None]:
         raise _no_gang("send")
 
-    def recv(self, source: int) -> Awaitable[Tensor]:
+    def recv(self, source: int, like: Tensor | None = None) -> Awaitable[Tensor]:
         raise _no_gang("recv")
 
     def group(self, ranks: Sequence[int]) -> Net:

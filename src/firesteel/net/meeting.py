@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 from dataclasses import dataclass
 from datetime import timedelta
@@ -42,7 +43,7 @@ def join(meeting: Meeting, trace: Trace, control: Control, device: torch.device,
     """
     rank, size = meeting.rank, meeting.size
     if size == 1:
-        return GangNet(None, None, 0, 1, trace, control, None, lambda store, rank, size: None)
+        return GangNet(None, None, 0, 1, trace, control, None, lambda store, rank, size: (None, None))
     wait = timedelta(seconds=meeting.start_seconds)
     try:
         tcp = store if store is not None else open_store(meeting.host, meeting.port, meeting.start_seconds)
@@ -50,7 +51,7 @@ def join(meeting: Meeting, trace: Trace, control: Control, device: torch.device,
         shared_store.set_timeout(wait)
         own = meeting.own_host or _route(meeting.host)
 
-        def make(store: Any, rank: int, size: int) -> Any:
+        def make_group(store: Any, rank: int, size: int) -> Any:
             timeout = timedelta(seconds=meeting.timeout_seconds)
             if device.type == "cuda":
                 options = dist.ProcessGroupNCCL.Options()
@@ -62,21 +63,23 @@ def join(meeting: Meeting, trace: Trace, control: Control, device: torch.device,
             options._timeout = timeout
             return gloo(store, rank, size, options)
 
-        shared = None
-        if meeting.share_memory and device.type == "cpu" and size <= MAX_WORKERS:
-            shared = SharedMemory(rank, size, meeting.secret, meeting.timeout_seconds)
-            if host_identity().startswith("alone"):
-                shared_store.set(f"host/{rank}", host_identity())
-            else:
+        def make(store: Any, rank: int, size: int) -> tuple[Any, SharedMemory | None]:
+            """The transport between all members of a net: a process group, and shared memory where all can share it."""
+            shared, host = None, host_identity()
+            if meeting.share_memory and device.type == "cpu" and 1 < size <= MAX_WORKERS and not host.startswith("alone"):
+                if rank == 0:
+                    store.set("secret", secrets.token_hex(16))
+                shared = SharedMemory(rank, size, store.get("secret").decode(), meeting.timeout_seconds)
                 shared.listen()
-                shared_store.set(f"host/{rank}", host_identity())
-            if len({shared_store.get(f"host/{r}") for r in range(size)}) > 1:
-                shared = None
-        else:
-            shared_store.set(f"host/{rank}", "apart")
-        group = make(PrefixStore("gang", shared_store), rank, size)
-        if shared is not None:
+            store.set(f"host/{rank}", host if shared is not None else "apart")
+            together = len({store.get(f"host/{r}") for r in range(size)}) == 1
+            group = make_group(PrefixStore("gang", store), rank, size)
+            if shared is None or not together:
+                return group, None
             shared.connect(1 << 20)
+            return group, shared
+
+        group, shared = make(shared_store, rank, size)
         shared_store.set_timeout(timedelta(seconds=meeting.timeout_seconds))
     except (dist.DistStoreError, dist.DistNetworkError, TimeoutError, ConnectionError) as error:
         raise RendezvousTimeout(

@@ -66,12 +66,12 @@ class Net(Protocol):
         """The `x` of worker `root`, at every worker."""
         ...
 
-    def send(self, x: Tensor, to: int) -> Awaitable[None]:
-        """Send `x` to one worker, which must call `recv`."""
+    def send(self, x: Tensor, to: int, bare: bool = False) -> Awaitable[None]:
+        """Send `x` to one worker, which must call `recv`. `bare`: without its shape and type, which that worker knows."""
         ...
 
-    def recv(self, source: int) -> Awaitable[Tensor]:
-        """The next tensor that worker `source` sends to this one, whatever its shape and type."""
+    def recv(self, source: int, like: Tensor | None = None) -> Awaitable[Tensor]:
+        """The next tensor that worker `source` sends to this one, of any shape and type; sent `bare`, it is `like` another."""
         ...
 
     # One worker and the server; only for strategies that have a `merge`.
@@ -101,7 +101,8 @@ class Net(Protocol):
         """Show the world the model as it is now, [P] (or [M, P], M members of an ensemble).
 
         Also a point to resume from: `rest` are the strategy's own tensors; the worker's state is kept beside them.
-        All workers publish at the same places, through whichever net they hold. After a request to stop, `worker.steps()` ends at the next one.
+        All workers publish at the same places, through whichever net they hold. After a request to stop, `worker.steps()`
+        ends at the next one.
         """
         ...
 
@@ -121,6 +122,8 @@ class Strategy(Protocol):
       run's history;
     - `parts_of(self, workers: int) -> int` and `part(self, network, nothing, index, parts) -> nn.Module`: the network lies in
       so many parts, of which worker k has the one numbered k % parts; see `firesteel.parts.part`;
+    - `native = True`, beside `part`: it gets the module itself in place of a chain of layers, and PyTorch's own sharding moves
+      the tensors, which only nets between processes know;
     - `full_batch = True`: each of its steps sees all rows, so that a step is an epoch and there is no batch size;
     - `own_steps = True`: it moves the parameters by a rule of its own, without the run's optimizer;
     - `keeps_best = True`: its progress is not steady, so that the run's model is the published one that scored best in
@@ -184,6 +187,11 @@ def own_steps(strategy: object) -> bool:
 def splits(strategy: object) -> bool:
     """Whether a strategy's workers have the network in parts."""
     return callable(getattr(strategy, "part", None))
+
+
+def native(strategy: object) -> bool:
+    """Whether PyTorch's own sharding carries a strategy, which needs workers that are processes."""
+    return bool(getattr(strategy, "native", False))
 
 
 def keeps_best(strategy: object) -> bool:

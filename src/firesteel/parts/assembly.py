@@ -22,26 +22,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
+from firesteel.checkpoint import TYPES, header, raw
 from firesteel.errors import StrategyError
+from firesteel.flat import layout
 from firesteel.net.protocol import Vec
 from firesteel.parts.cuts import Cut, Piece
-from firesteel.results import CHUNK_BYTES, by_part, payloads, raw, row, rows
-from firesteel.worker import layout
-
-_TYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.int16: "I16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-    torch.complex64: "C64",
-}  # as safetensors names them
-
+from firesteel.results import CHUNK_BYTES, by_part, payloads, row, rows
 
 # ---- who owns what ---------------------------------------------------------------------------------------------------
 
@@ -98,12 +84,12 @@ def hand_over(rank: int, module: nn.Module, params: Vec, statistics: Vec, skip_s
     pieces = {name: piece for name, piece in (pieces_of(module) or {}).items() if name in found}
     own = [(found[name], piece) for name, piece in pieces.items() if not (piece.shared and skip_shared)]
     for x, piece in own:
-        if tuple(x.shape) != piece.cut.shape or x.dtype not in _TYPES:
+        if tuple(x.shape) != piece.cut.shape or x.dtype not in TYPES:
             raise StrategyError(
                 f"worker {rank} has a part of '{piece.name}' of shape {list(x.shape)} and {x.dtype}; by its cut the shape is "
-                f"{list(piece.cut.shape)}, and the types that can be kept are {', '.join(str(t)[6:] for t in _TYPES)}."
+                f"{list(piece.cut.shape)}, and the types that can be kept are {', '.join(str(t)[6:] for t in TYPES)}."
             )
-    table = [[piece.name, piece.cut.whole, piece.cut.dim, piece.cut.ranges, _TYPES[x.dtype]] for x, piece in own]
+    table = [[piece.name, piece.cut.whole, piece.cut.dim, piece.cut.ranges, TYPES[x.dtype]] for x, piece in own]
     yield from rows("pieces", rank, json.dumps(table).encode())
     for number, (x, _) in enumerate(own):
         lines = x if x.dim() else x.view(1)
@@ -146,7 +132,7 @@ def write(batches: list[pa.RecordBatch], module: nn.Module, path: Path) -> None:
         for number, (name, shape, dim, ranges, kind) in enumerate(table):
             cut = Cut(tuple(shape), dim, tuple((start, stop) for start, stop in ranges))
             x = whole.get(alias.get(name, ""))
-            if x is None or tuple(x.shape) != cut.whole or _TYPES.get(x.dtype) != kind:
+            if x is None or tuple(x.shape) != cut.whole or TYPES.get(x.dtype) != kind:
                 has = "has none of that name" if x is None else f"has one of {list(x.shape)}, {x.dtype}"
                 raise StrategyError(f"worker {rank} handed over a part of '{name}' {shape}, {kind}; the network {has}.")
             cuts[alias[name]].append(cut)
@@ -155,7 +141,10 @@ def write(batches: list[pa.RecordBatch], module: nn.Module, path: Path) -> None:
         _check_cover(name, tuple(x.shape), cuts[name])
     aside = path.with_name(f"{path.name}.{secrets.token_hex(4)}.part")
     try:
-        offsets = _lay_out(whole, aside)
+        begin, offsets = header(whole, {})
+        with aside.open("wb") as file:
+            _ = file.write(begin)
+            _ = file.truncate(len(begin) + sum(x.nbytes for x in whole.values()))
         done = dict.fromkeys(place, 0)
         for kind, rank, data in payloads(batches):
             if kind.startswith("piece/"):
@@ -189,21 +178,6 @@ def _check_cover(name: str, shape: tuple[int, ...], cuts: Sequence[Cut]) -> None
             return
     said = "; ".join("all of it" if cut.dim is None else f"{cut.ranges} of dimension {cut.dim}" for cut in cuts) or "nothing"
     raise StrategyError(f"the parts of '{name}', {list(shape)}, do not make it up, each number once: workers own {said}.")
-
-
-def _lay_out(whole: dict[str, Tensor], path: Path) -> dict[str, int]:
-    """Begin a safetensors file; returns where in it each tensor starts, in bytes. Wide types come first: so all are aligned."""
-    header: dict[str, Any] = {}
-    end = 0
-    for name, x in sorted(whole.items(), key=lambda item: -item[1].element_size()):
-        header[name] = {"dtype": _TYPES[x.dtype], "shape": list(x.shape), "data_offsets": [end, end + x.nbytes]}
-        end += x.nbytes
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        _ = file.write(len(text).to_bytes(8, "little") + text)
-        _ = file.truncate(8 + len(text) + end)
-    return {name: 8 + len(text) + entry["data_offsets"][0] for name, entry in header.items()}
 
 
 def _map(path: Path, mode: Any, offset: int, like: Tensor) -> Tensor:
@@ -264,11 +238,11 @@ def mapped(module: nn.Module, path: Path) -> nn.Module:
     """
     with path.open("rb") as file:
         size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
+        places = json.loads(file.read(size))
     whole, _ = _by_first_name(module)
     made: dict[int, Tensor] = {}
     for name, x in whole.items():
-        data = _map(path, "c", 8 + size + header[name]["data_offsets"][0], x)
+        data = _map(path, "c", 8 + size + places[name]["data_offsets"][0], x)
         made[id(x)] = nn.Parameter(data, x.requires_grad) if isinstance(x, nn.Parameter) else data
     for owner in module.modules():
         own = [*owner.named_parameters(recurse=False, remove_duplicate=False)]

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from firesteel import randomness
 from firesteel.errors import UsageError
 from firesteel.parts.cuts import Piece
-from firesteel.parts.tape import Tape, Unrecordable, View
+from firesteel.parts.pretence import Unrecordable
+from firesteel.parts.tape import Tape, View
 
 
 @final
@@ -39,9 +40,11 @@ class Blueprint:
         True
     """
 
-    def __init__(self, module: nn.Module, tape: Tape, views: dict[str, View]) -> None:
+    def __init__(self, module: nn.Module, tape: Tape, views: dict[str, View], reason: str | None = None) -> None:
         self.module: nn.Module = module
         """On the device "meta"; structure, names, shapes and dtypes as `build` gives them."""
+        self.reason: str | None = reason
+        """Why the build could not be recorded, in a line; None if it could."""
         self._tape: Tape = tape
         self._views: dict[str, View] = views
 
@@ -50,31 +53,34 @@ class Blueprint:
         """Takes about as long as the build. Raises what the build raises, and `UsageError` for a lazy module."""
         with torch.random.fork_rng(devices=[]):
             try:
-                recorded = cls._recorded(build, seed)
-            except Exception:  # whatever went wrong: without a tape the build works, or says itself what is wrong
-                recorded = None
-            return recorded or cls._built(build, seed)
+                return cls._recorded(build, seed)
+            except Exception as error:  # whatever went wrong: without a tape the build works, or says itself what is wrong
+                reason = (str(error) or type(error).__name__).splitlines()[0]
+            return cls._built(build, seed, reason)
 
     @classmethod
     def _recorded(cls, build: Callable[[], nn.Module], seed: int) -> Blueprint:
         randomness.initialise(seed)
         with Tape() as tape:
             module = build()
-        if tape.failure is not None:
-            raise Unrecordable from tape.failure
+        if tape.blame.error is not None:
+            raise tape.blame.error
         tensors = _tensors(module)
         if not all(x.is_meta for x in tensors.values()):
-            raise Unrecordable("it has numbers already")
+            raise Unrecordable("it gives a network that has numbers already")
         return cls(module, tape, {name: tape.view(x) for name, x in tensors.items()})
 
     @classmethod
-    def _built(cls, build: Callable[[], nn.Module], seed: int) -> Blueprint:
+    def _built(cls, build: Callable[[], nn.Module], seed: int, reason: str) -> Blueprint:
         randomness.initialise(seed)
         module = build()
         tape, tensors = Tape(), _tensors(module)
+        for name, x in tensors.items():
+            if x.is_meta:
+                raise UsageError(f'{name} has no numbers: the build puts it on the device "meta"; make it on the CPU.')
         views = {name: tape.keep(x) for name, x in tensors.items()}
         empty = {id(x): _like(x) for x in tensors.values()}
-        return cls(copy.deepcopy(module, empty), tape, views)
+        return cls(copy.deepcopy(module, empty), tape, views, reason)
 
     @property
     def whole(self) -> bool:

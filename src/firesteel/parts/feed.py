@@ -24,9 +24,9 @@ class Outbox:
         self._net: Net = net
         self._under_way: deque[Awaitable[None]] = deque()
 
-    def send(self, x: Tensor, to: int) -> None:
+    def send(self, x: Tensor, to: int, bare: bool = False) -> None:
         """Post x, which is not to be written to before it is awaited."""
-        self._under_way.append(self._net.send(x, to))
+        self._under_way.append(self._net.send(x, to, bare))
 
     async def settle(self, leave: int = 0) -> None:
         """Await all but the last few."""

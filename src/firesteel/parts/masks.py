@@ -1,4 +1,4 @@
-"""Dropout of a batch that comes in pieces: masks as one process would draw them for all of it."""
+"""A batch that comes in pieces: what each layer gets, and masks of dropout as one process would draw them for all of it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _DROPS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
 @final
 class Masks:
-    """What a network in training draws for its dropout layers.
+    """What a network in training draws for its dropout layers, and what they get.
 
     Raises:
         UsageError: another layer draws numbers of its own, which nobody can draw in its place.
@@ -26,9 +26,9 @@ class Masks:
     def __init__(self, network: Network, sequences: bool, who: str) -> None:
         self._network: Network = network
         self._sequences: bool = sequences
-        self._found: dict[tuple[int, int], list[tuple[int, Tensor, float]]] = {}
+        self._found: dict[tuple[int, int], tuple[list[tuple[int, Tensor, float]], list[Tensor]]] = {}
         rows, steps = 2, network.inputs[0] or 1 if sequences else 0
-        for number, noise, _ in self._drawn(rows, steps):
+        for number, noise, _ in self._traced(rows, steps)[0]:
             layer = network.layers[number]
             if type(layer.module) not in _DROPS or len(noise) != rows:
                 way_out = (
@@ -37,8 +37,8 @@ class Masks:
                     else "Take nn.Dropout layers of the chain for it"
                 )
                 raise UsageError(
-                    f"{who} runs a batch in pieces and draws the masks of its dropout layers beforehand, but layer {layer} draws "
-                    f"random numbers inside. {way_out}, or another strategy, such as NeuronParallel()."
+                    f"{who} runs a batch in pieces and draws the masks of its dropout layers beforehand, but layer {layer} "
+                    f"draws random numbers inside. {way_out}, or another strategy, such as NeuronParallel()."
                 )
 
     def draw(self, rows: int, steps: int, keep: range) -> dict[int, Tensor]:
@@ -50,14 +50,21 @@ class Masks:
             steps: of sequences, T.
         """
         masks: dict[int, Tensor] = {}
-        for number, noise, kept in self._drawn(rows, steps):
+        for number, noise, kept in self._traced(rows, steps)[0]:
             mask = torch.empty_like(noise, device="cpu").bernoulli_(kept).div_(kept)  # laid out as dropout would have it
             if number in keep:
                 masks[number] = mask
         return masks
 
-    def _drawn(self, rows: int, steps: int) -> list[tuple[int, Tensor, float]]:
-        """Layer, noise on the device "meta", and the probability that a number is kept, of everything that is drawn."""
+    def given(self, rows: int, steps: int, number: int) -> Tensor:
+        """What layer `number` gets in a batch of so many rows, on the device "meta"."""
+        return self._traced(rows, steps)[1][number]
+
+    def _traced(self, rows: int, steps: int) -> tuple[list[tuple[int, Tensor, float]], list[Tensor]]:
+        """Of everything that is drawn: layer, noise on the device "meta", and the probability that a number is kept.
+
+        And what each layer gets.
+        """
         key = (rows, steps)
         if key not in self._found:
             network = self._network
@@ -65,11 +72,13 @@ class Masks:
             x = torch.empty(rows, *shape, dtype=network.dtype, device="meta")
             lengths = torch.empty(rows, dtype=torch.int64, device="meta") if self._sequences else None
             found: list[tuple[int, Tensor, float]] = []
+            inputs: list[Tensor] = []
             for number, layer in enumerate(network.layers):
+                inputs.append(x)
                 with _Draws() as draws, torch.no_grad():
                     x = run_chain([layer.module], x, lengths)
                 found += [(number, noise, kept) for noise, kept in draws.seen]
-            self._found[key] = found
+            self._found[key] = found, inputs
         return self._found[key]
 
 
@@ -84,5 +93,6 @@ class _Draws(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if torch.Tag.nondeterministic_seeded in func.tags:
             plain = func is torch.ops.aten.bernoulli_.float
-            self.seen.append((args[0], args[1]) if plain else (torch.empty(0, device="meta"), 1.0))
+            kept = args[1] if len(args) > 1 else 0.5  # its default, which is left out
+            self.seen.append((args[0], kept) if plain else (torch.empty(0, device="meta"), 1.0))
         return func(*args, **(kwargs or {}))

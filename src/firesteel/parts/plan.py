@@ -160,7 +160,7 @@ class Planner:
             return plain and (self._at != "units" or self._channels_first(layer))
         if isinstance(module, Last | ClassesFirst):
             return self._at != "units" or len(layer.inputs) == 2
-        return isinstance(module, Fold) and self._at != "units"
+        return isinstance(module, Fold | nn.Unflatten) and self._at != "units"
 
     def _channels_first(self, layer: Layer) -> bool:
         """Whether units lie along the first dimension of a row: after a convolution, or where there is but one."""

@@ -38,7 +38,6 @@ class OwnCells(SplitLayer):
         rows = tuple((gate * hidden + start, gate * hidden + stop) for gate in range(_GATES[module.mode]))
         for name, _ in module.named_parameters():
             self.own(name, 0, rows)
-        self.share = self.sizes[rank] / hidden
 
     async def run(self, flow: Flow, tape: Tape) -> Flow:
         module: Any = self.layer.module

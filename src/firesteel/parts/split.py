@@ -30,7 +30,7 @@ class SplitLayer(nn.Module):
         super().__init__()
         self.layer: Layer = layer
         self.pieces: dict[str, Piece] = {}
-        self.share: float = 1.0  # of the layer's cost, for all rows
+        self.share: float = 1.0  # of the layer's cost, where all workers have what comes out
         self.sums_rows: bool = False  # its gradient is that of this worker's rows only
 
     def own(self, name: str, dim: int | None, ranges: tuple[tuple[int, int], ...] = (), shared: bool = False) -> None:
@@ -46,7 +46,9 @@ class SplitLayer(nn.Module):
     async def pass_on(self, flow: Flow, tape: Tape, all_flops: float) -> Flow:
         """Run the layer."""
         out = await self.run(flow, tape)
-        share = self.share if flow.at != "rows" or out.at != "rows" else flow.rows.counts[flow.rows.rank] / flow.rows.total
+        share, have = self.share, {"rows": out.rows.counts, "units": out.sizes}.get(out.at)
+        if have is not None:
+            share = have[out.rows.rank] / sum(have)
         tape.computed(share * self.layer.flops / all_flops)
         return out
 
@@ -73,7 +75,6 @@ class OwnOutputs(SplitLayer):
         self.sizes: tuple[int, ...] = sizes_of(units, size)
         self.own("weight", 0, _ranges(units, rank, size))
         self.own("bias", 0, _ranges(units, rank, size))
-        self.share = self.sizes[rank] / units
 
     async def run(self, flow: Flow, tape: Tape) -> Flow:
         flow = await to_all(flow, tape)
@@ -116,7 +117,6 @@ class OwnColumns(SplitLayer):
         units = layer.module.weight.shape[1]
         self.sizes: tuple[int, ...] = sizes_of(units, size)
         self.own("weight", 1, _ranges(units, rank, size))
-        self.share = self.sizes[rank] / units
 
     async def run(self, flow: Flow, tape: Tape) -> Flow:
         flow = await to_all(flow, tape)
@@ -146,7 +146,6 @@ class OwnNorm(SplitLayer):
             self.module.num_channels = own
         else:
             self.module.num_features = own
-        self.share = own / sum(sizes)
 
     async def run(self, flow: Flow, tape: Tape) -> Flow:
         return flow.on(self.module(flow.x))
@@ -186,7 +185,7 @@ class Each(SplitLayer):
 
 @final
 class Reshape(SplitLayer):
-    """`Flatten`, `Fold`, `Last` and `ClassesFirst`, which move units about."""
+    """`Flatten`, `Unflatten`, `Fold`, `Last` and `ClassesFirst`, which move units about."""
 
     async def run(self, flow: Flow, tape: Tape) -> Flow:
         module = self.layer.module

@@ -12,14 +12,14 @@ from firesteel.data.shard import Batch
 from firesteel.losses import Loss
 from firesteel.net.protocol import Net
 from firesteel.parts.cuts import Piece
-from firesteel.parts.flow import Flow, Rows, to_all
+from firesteel.parts.flow import Flow, Rows, tell, to_all
 from firesteel.parts.meetings import Meetings, Memory
 from firesteel.parts.network import Network
+from firesteel.parts.part import Meter
 from firesteel.parts.passes import Tape
 from firesteel.parts.plan import Conv, Planner, Weights
 from firesteel.parts.softmax import split_cross_entropy
 from firesteel.parts.split import SplitLayer
-from firesteel.worker import Meter
 
 
 @final
@@ -62,13 +62,8 @@ class SplitNetwork(nn.Module):
 
     async def prepare(self, batch: Batch) -> Batch:
         """Tell each other of the rows to come; returns the batch with the weight of everyone's. Every worker calls it."""
-        steps = batch.inputs[0].shape[1] if len(batch.inputs) > 1 else 0
-        mine = torch.tensor([[batch.rows, batch.weight, steps]], dtype=torch.float64)
-        table = (await Meetings(self.net).gather(mine, [1] * self.net.size)).tolist()
-        self._rows = Rows(tuple(int(n) for n, _, _ in table), self.net.rank)
-        self._weight = sum(weight for _, weight, _ in table)
-        self._own_weight = batch.weight
-        self._steps = int(max(steps for _, _, steps in table))
+        told = await tell(batch, self.net)
+        self._rows, self._weight, self._own_weight, self._steps = told.rows, told.weight, batch.weight, told.steps
         return replace(batch, weight=self._weight)
 
     async def descend(self, batch: Batch, loss: Loss, meter: Meter | None) -> tuple[float, float]:
@@ -147,12 +142,17 @@ def _joined(grads: list[Tensor]) -> list[Tensor]:
     found: list[Tensor] = []
     for grad in grads:
         flat = grad.as_strided((grad.numel(),), (1,))
-        if found and found[-1].data_ptr() + found[-1].nbytes == flat.data_ptr() and not flat.is_meta:
+        if found and _place(found[-1], found[-1].numel()) == _place(flat):
             both = found[-1].numel() + flat.numel()
             found[-1] = found[-1].as_strided((both,), (1,))
         else:
             found.append(flat)
     return found
+
+
+def _place(x: Tensor, further: int = 0) -> tuple[int, int]:
+    """Where in which memory a tensor begins, or so many numbers further: also on the device "meta", which has no addresses."""
+    return x.untyped_storage()._cdata, int(x.storage_offset()) + further
 
 
 def _number(loss: Tensor) -> float:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal, final
 
 import torch
@@ -17,7 +18,7 @@ from firesteel.models.layers import Last, run_chain
 from firesteel.net.protocol import Net
 from firesteel.parts.cuts import Cut, Piece, shares
 from firesteel.parts.feed import INPUTS, LENGTHS, TARGETS, WEIGHTS, Feed, Outbox
-from firesteel.parts.flow import Rows
+from firesteel.parts.flow import Rows, Told, tell
 from firesteel.parts.masks import Masks
 from firesteel.parts.meetings import Meetings
 from firesteel.parts.network import Layer, Network
@@ -63,7 +64,7 @@ class Stage(nn.Module):
     ) -> None:
         super().__init__()
         bounds = (0, *cuts, len(network.layers))
-        stages = [network.layers[start:stop] for start, stop in zip(bounds, bounds[1:], strict=False)]
+        stages = [network.layers[start:stop] for start, stop in pairwise(bounds)]
         for layer in network.layers:
             _check(layer, who)
         self.layers: nn.ModuleList = nn.ModuleList(copy.deepcopy(layer.module) for layer in stages[index])
@@ -87,10 +88,8 @@ class Stage(nn.Module):
         self._ahead: int | None = None if schedule == "gpipe" else len(stages) - 1 - index
         self._micro_batches: int = micro_batches
         self._share: float = sum(layer.flops for layer in stages[index]) / network.flops
-        self._rows: Rows = Rows((0,), 0)
-        self._weight: float = 0.0
+        self._told: Told = Told(Rows((0,), 0), 0.0, 0)
         self._own_weight: float = 0.0
-        self._steps: int = 0
 
     def _wanted(self, number: int, layers: tuple[Layer, ...], stages: int) -> tuple[int, ...]:
         """What a stage needs of everyone's rows."""
@@ -109,14 +108,9 @@ class Stage(nn.Module):
 
     async def prepare(self, batch: Batch) -> Batch:
         """Tell each other of the rows to come; returns the batch with the weight of everyone's. Every worker calls it."""
-        steps = batch.inputs[0].shape[1] if len(batch.inputs) > 1 else 0
-        mine = torch.tensor([[batch.rows, batch.weight, steps]], dtype=torch.float64)
-        table = (await Meetings(self.net).gather(mine, [1] * self.net.size)).tolist()
-        self._rows = Rows(tuple(int(n) for n, _, _ in table), self.net.rank)
-        self._weight = sum(weight for _, weight, _ in table)
+        self._told = await tell(batch, self.net)
         self._own_weight = batch.weight
-        self._steps = int(max(steps for _, _, steps in table))
-        return replace(batch, weight=self._weight)
+        return replace(batch, weight=self._told.weight)
 
     async def descend(self, batch: Batch, loss: Loss, meter: Meter | None) -> tuple[float, float]:
         """Add the gradient of the mean loss over all workers' rows to the parameters' `grad`.
@@ -124,10 +118,10 @@ class Stage(nn.Module):
         Every worker calls it with its own rows, which it has told of. Returns the loss, which every worker gets, and the weight
         of its own rows.
         """
-        if not self._weight:
+        if not self._told.weight:
             return 0.0, 0.0
         run = self._begin(batch, (INPUTS, LENGTHS, TARGETS, WEIGHTS))
-        spend = meter(self._rows.total) if meter is not None else None
+        spend = meter(self._told.rows.total) if meter is not None else None
         count, total = len(run.pieces), 0.0
         ahead = count if self._ahead is None else min(self._ahead, count)
         graphs: dict[int, _Graph] = {}
@@ -137,15 +131,15 @@ class Stage(nn.Module):
                 total += graph.loss
                 self._pay(spend, run, turn, FORWARD)
                 if not self._last:
-                    run.activations.send(graph.root, self._index + 1)
+                    run.activations.send(graph.root, self._index + 1, bare=True)
             if turn >= ahead:
                 graph = graphs.pop(turn - ahead)
                 await self._backward(run, graph, under_way=len(graphs))
                 self._pay(spend, run, turn - ahead, 1 - FORWARD)
                 if self._index:
-                    run.gradients.send(_grad(graph.x), self._index - 1)
+                    run.gradients.send(_grad(graph.x), self._index - 1, bare=True)
                     await run.gradients.settle(leave=self.net.size - self._index)
-        value = await self._told(total)
+        value = await self._agreed(total)
         await run.feed.settle()
         await run.gradients.settle()
         if meter is not None:
@@ -164,25 +158,11 @@ class Stage(nn.Module):
             if self._last:
                 found.append(x)
             else:
-                run.activations.send(x, self._index + 1)
+                run.activations.send(x, self._index + 1, bare=True)
                 await run.activations.settle(leave=1)
         await run.activations.settle()
         await run.feed.settle()
-        counts, last, rank = self._rows.counts, self.net.size - 1, self.net.rank
-        if not batch.rows:
-            own = torch.zeros(0, *self._network.layers[-1].outputs)
-        else:
-            own = None if self._last else await self.net.recv(last)
-        if self._last and found:
-            parts = torch.cat(found).split(list(counts))
-            home = Outbox(self.net)
-            for worker, part in enumerate(parts[:-1]):
-                if len(part):
-                    home.send(part, worker)
-            await home.settle()
-            own = parts[rank]
-        assert own is not None
-        return own
+        return await self._handed_out(found)
 
     async def norm(self) -> Tensor:
         """Of the whole network's gradient."""
@@ -192,12 +172,12 @@ class Stage(nn.Module):
     # ---- one micro-batch ---------------------------------------------------------------------------------------------
 
     def _begin(self, batch: Batch, kinds: tuple[int, ...]) -> _Pass:
-        rows = self._rows
+        rows = self._told.rows
         wants = [[kind for kind in wanted if kind in kinds] for wanted in self._wants]
         return _Pass(
-            Feed(self.net, batch, rows.counts, wants, self._steps),
+            Feed(self.net, batch, rows.counts, wants, self._told.steps),
             shares(rows.total, min(self._micro_batches, rows.total)) if rows.total else (),
-            self._masks.draw(rows.total, self._steps, self._range) if self.training else {},
+            self._masks.draw(rows.total, self._told.steps, self._range) if self.training else {},
             Outbox(self.net),
             Outbox(self.net),
         )
@@ -208,8 +188,9 @@ class Stage(nn.Module):
         if self._index == 0:
             await run.feed.until(stop)
             return run.feed.rows(INPUTS, start, stop)
-        await run.feed.until(self._rows.total)  # it was sent before any activations
-        return await self.net.recv(self._index - 1)
+        await run.feed.until(self._told.rows.total)  # it was sent before any activations
+        given = self._masks.given(stop - start, self._told.steps, self._range.start)
+        return await self.net.recv(self._index - 1, given)
 
     def _run(self, run: _Pass, number: int, x: Tensor) -> Tensor:
         start, stop = run.pieces[number]
@@ -229,9 +210,9 @@ class Stage(nn.Module):
             return _Graph(x, out)
         targets = run.feed.rows(TARGETS, start, stop)
         weights = run.feed.rows(WEIGHTS, start, stop) if self._weighted else None
-        weight, whole = float(stop - start), float(self._rows.total)
+        weight, whole = float(stop - start), float(self._told.rows.total)
         if weights is not None:
-            weight, whole = float(weights.sum()), float(run.feed.rows(WEIGHTS, 0, self._rows.total).sum())
+            weight, whole = float(weights.sum()), float(run.feed.rows(WEIGHTS, 0, self._told.rows.total).sum())
         if not weight:
             return _Graph(x, out, torch.zeros_like(out))
         value = loss(out, targets, weights)
@@ -242,24 +223,38 @@ class Stage(nn.Module):
         """From the gradient of what came out to those of the parameters, and of what went in."""
         grad = graph.grad
         if grad is None:
-            await run.feed.until(self._rows.total)  # it was sent before any gradients
-            grad = await self.net.recv(self._index + 1)
+            await run.feed.until(self._told.rows.total)  # it was sent before any gradients
+            grad = await self.net.recv(self._index + 1, graph.root)
             await run.activations.settle(leave=under_way)  # whose gradient is here has arrived
         torch.autograd.backward([graph.root], [grad])
 
     def _pay(self, spend: Callable[[float], None] | None, run: _Pass, number: int, share: float) -> None:
         if spend is not None:
             start, stop = run.pieces[number]
-            spend(share * self._share * (stop - start) / self._rows.total)
+            spend(share * self._share * (stop - start) / self._told.rows.total)
 
-    async def _told(self, total: float) -> float:
+    async def _handed_out(self, found: list[Tensor]) -> Tensor:
+        """This worker's rows of what came out of the last stage."""
+        rows = self._told.rows
+        if not self._last:
+            count = rows.counts[rows.rank]
+            return await self.net.recv(self.net.size - 1) if count else torch.zeros(0, *self._network.layers[-1].outputs)
+        whole = torch.cat(found) if found else torch.zeros(0, *self._network.layers[-1].outputs)
+        parts, home = whole.split(list(rows.counts)), Outbox(self.net)
+        for worker, part in enumerate(parts[:-1]):
+            if len(part):
+                home.send(part, worker)
+        await home.settle()
+        return parts[-1]
+
+    async def _agreed(self, total: float) -> float:
         """The batch's loss, from the last stage."""
         last = self.net.size - 1
         if not self._last:
-            return float((await self.net.recv(last))[0])
+            return float(await self.net.recv(last, torch.empty((), dtype=torch.float64)))
         outbox = Outbox(self.net)
         for worker in range(last):
-            outbox.send(torch.tensor([total], dtype=torch.float64), worker)
+            outbox.send(torch.tensor(total, dtype=torch.float64), worker, bare=True)
         await outbox.settle()
         return total
 

@@ -14,12 +14,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Self, final
 
-import numpy as np
 import torch
 from torch import Generator, Tensor, UntypedStorage
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_unflatten
+from torch.utils._pytree import TreeSpec, tree_flatten, tree_leaves, tree_map_only, tree_unflatten
+
+from firesteel.parts.pretence import Blame, Pretence, Unrecordable
 
 _META, _CPU = torch.device("meta"), torch.device("cpu")
 _aten = torch.ops.aten
@@ -40,31 +40,6 @@ _OVERWRITE = {
     _aten.uniform_.default,
     _aten.zero_.default,
 }
-# What recorded code learns of a tensor's place: what it would have learnt without a tape.
-_PLACE = {
-    Tensor.device.__get__: _CPU,
-    Tensor.is_cpu.__get__: True,  # pyright: ignore[reportAttributeAccessIssue]
-    Tensor.is_meta.__get__: False,  # pyright: ignore[reportAttributeAccessIssue]
-}
-# Reads of numbers, as copies: they are played back at once.
-_READ = {Tensor.__bool__, Tensor.__complex__, Tensor.__float__, Tensor.__index__, Tensor.__int__, Tensor.item, Tensor.tolist}
-# Ways to a tensor's memory round its operations.
-_MEMORY = {
-    Tensor.__array__,
-    Tensor.__dlpack__,
-    Tensor.__reduce_ex__,
-    Tensor._typed_storage,
-    Tensor.data_ptr,
-    Tensor.numpy,
-    Tensor.share_memory_,
-    Tensor.storage,
-    Tensor.untyped_storage,
-}
-
-
-@final
-class Unrecordable(Exception):
-    """The tape cannot give the numbers that the recorded code would have had."""
 
 
 @final
@@ -113,65 +88,20 @@ class _Operation:
     """Of the generator, before the draw."""
 
 
-@final
-class _Pretence(TorchFunctionMode):
-    """Shows the recorded code tensors on the CPU."""
-
-    def __init__(self, tape: Tape) -> None:
-        super().__init__()
-        self.tape: Tape = tape
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        with self.tape.blamed():
-            if func in _PLACE and args[0].is_meta:
-                return _PLACE[func]
-            if func in _MEMORY:
-                raise Unrecordable(f"{func.__name__} goes round the operations")
-            if func in _READ and args[0].is_meta:
-                with _disable_current_modes():
-                    return func(self.tape.value(args[0]), *args[1:], **kwargs)
-            places = {torch.device(x).type for x in (*args, *kwargs.values()) if _is_place(x)}
-            if "meta" in places:
-                raise Unrecordable("it asks for tensors without numbers")
-            if func is torch.tensor and isinstance(args[0], np.ndarray):  # a copy, though it begins as `torch.from_numpy`
-                with _disable_current_modes():
-                    constant = func(*args, **kwargs)
-                return constant.detach().requires_grad_(constant.requires_grad)
-            if func is Tensor.cpu and args[0].is_meta:
-                return args[0]
-            if func is Tensor.to and places and args[0].is_meta:  # it is there already: no copy
-                args = [_META if _is_place(x) else x for x in args]
-                kwargs = {k: _META if _is_place(x) else x for k, x in kwargs.items()}
-            return func(*args, **kwargs)
-
-
-def _is_place(x: Any) -> bool:
-    return isinstance(x, torch.device) or (isinstance(x, str) and x.split(":")[0] in ("cpu", "meta"))
+def _empty(x: Tensor) -> Tensor:
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=_META)
 
 
 def _aliased(function: Any, args: Any, kwargs: Any, to_write: bool = False) -> list[Tensor]:
     """Those tensors among the arguments whose memory the function writes, or also those of which it gives views."""
     found: list[Tensor] = []
     for number, argument in enumerate(function._schema.arguments):
-        if argument.alias_info is not None and (argument.alias_info.is_write or not to_write):
+        # The schemas of batch normalisation do not say that it writes its statistics.
+        write = argument.name in ("running_mean", "running_var") or (argument.alias_info and argument.alias_info.is_write)
+        if write or (argument.alias_info is not None and not to_write):
             value = args[number] if number < len(args) else kwargs.get(argument.name)
             found += [x for x in tree_leaves(value) if isinstance(x, Tensor)]
     return found
-
-
-@final
-class _Blame:
-    """Remembers that something failed, though the recorded code may catch the error and go another way."""
-
-    def __init__(self, tape: Tape) -> None:
-        self.tape: Tape = tape
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self.tape.failure = self.tape.failure or error
 
 
 @final
@@ -180,22 +110,19 @@ class Tape(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.failure: BaseException | None = None
+        self.blame: Blame = Blame()
         self.constants: dict[int, UntypedStorage] = {}
         """Numbers that come from outside."""
         self._operations: list[_Operation] = []
         self._writers: defaultdict[int, list[int]] = defaultdict(list)
         self._storages: dict[int, UntypedStorage] = {}  # without numbers; alive, so that no other gets the same key
         self._twins: dict[int, tuple[UntypedStorage, UntypedStorage]] = {}  # of a storage outside: itself, and without numbers
-        self._pretence: _Pretence = _Pretence(self)
+        self._pretence: Pretence = Pretence(self.value, self.blame)
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
         """No: else the first operation imports torch's compiler, which takes seconds."""
         return False
-
-    def blamed(self) -> _Blame:
-        return _Blame(self)
 
     def __enter__(self) -> Self:
         super().__enter__()
@@ -208,7 +135,7 @@ class Tape(TorchDispatchMode):
         self._twins.clear()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        with self.blamed(), torch._C.DisableTorchFunction():
+        with self.blame, torch._C.DisableTorchFunction():
             leaves, spec = tree_flatten((args, kwargs or {}))
             aliased = {id(x) for x in _aliased(func, args, kwargs or {})}
             return self._record(func, [self._without_numbers(x, id(x) in aliased) for x in leaves], spec)
@@ -216,10 +143,10 @@ class Tape(TorchDispatchMode):
     def view(self, x: Tensor) -> View:
         """Where it lies; `Unrecordable` for a tensor that no recorded operation made."""
         if x.layout is not torch.strided or x.is_conj() or x.is_neg():
-            raise Unrecordable("it is no plain strided tensor")
+            raise Unrecordable("there is a tensor that is not plain and strided")
         key = x.untyped_storage()._cdata
         if key not in self._storages:
-            raise Unrecordable("it comes from nowhere")
+            raise Unrecordable("there is a tensor that no recorded operation made")
         return View(key, x.dtype, x.shape, x.stride(), int(x.storage_offset()))
 
     def keep(self, x: Tensor) -> View:
@@ -238,10 +165,13 @@ class Tape(TorchDispatchMode):
 
         The storages may be the constants themselves: they are to be read, not written.
         """
-        return self._play(frozenset(keys), len(self._operations))
+        keys = frozenset(keys)
+        values = self._play(keys)
+        return {key: self._storage(key, values) for key in keys}
 
-    def _play(self, keys: frozenset[int], end: int) -> dict[int, UntypedStorage]:
-        numbers = self._needed(keys, end)
+    def _play(self, keys: frozenset[int]) -> dict[int, UntypedStorage]:
+        """The same without the constants that no operation has written."""
+        numbers = self._needed(keys)
         last: dict[int, int] = {key: number for number in numbers for key in self._touched(number)}
         generators = {g: g.get_state() for n in numbers if (g := self._operations[n].generator) is not None}
         values: dict[int, UntypedStorage] = {}
@@ -254,15 +184,15 @@ class Tape(TorchDispatchMode):
         finally:
             for generator, state in generators.items():
                 generator.set_state(state)
-        return {key: self._storage(key, values) for key in keys}
+        return values
 
     def _touched(self, number: int) -> frozenset[int]:
         return self._operations[number].reads | self._operations[number].writes
 
-    def _needed(self, keys: frozenset[int], end: int) -> list[int]:
-        """Numbers of those operations before `end` that make what the storages then hold."""
+    def _needed(self, keys: frozenset[int]) -> list[int]:
+        """Numbers of the operations that make what the storages hold."""
         found: set[int] = set()
-        left = [(key, end) for key in keys]
+        left = [(key, len(self._operations)) for key in keys]
         seen = set(left)
         while left:
             key, before = left.pop()
@@ -282,13 +212,13 @@ class Tape(TorchDispatchMode):
     def _without_numbers(self, x: Any, aliased: bool) -> Any:
         """A tensor from outside becomes a constant."""
         if isinstance(x, UntypedStorage | torch.TypedStorage):
-            raise Unrecordable("it handles memory itself")
+            raise Unrecordable("it uses storages")
         if not isinstance(x, Tensor) or x.is_meta:
             return x
         storage = x.untyped_storage()
         shared = not storage.resizable()  # with NumPy or a file: it may change at any time, so it is read anew each time
         if storage.device != _CPU or (shared and aliased):
-            raise Unrecordable("its numbers are not torch's own, on the CPU")
+            raise Unrecordable("there is a tensor that shares memory with NumPy or a file, or is on another device")
         if shared or storage._cdata not in self._twins:
             twin = UntypedStorage(storage.nbytes(), device="meta")
             self._twins[storage._cdata] = (storage, twin)
@@ -301,18 +231,15 @@ class Tape(TorchDispatchMode):
     def _record(self, function: Any, leaves: list[Any], spec: TreeSpec) -> Any:
         views = [self.view(x) if isinstance(x, Tensor) else x for x in leaves]  # before it changes what they view
         args, kwargs = tree_unflatten(leaves, spec)
+        returns = [str(r.type) for r in function._schema.returns]
+        if returns and not any("Tensor" in kind for kind in returns):
+            # A number is asked for (`item`, `equal`): the recorded code may go one way or another by it.
+            return self._now(function, leaves, spec)
         written = [self.view(x) for x in _aliased(function, args, kwargs, to_write=True)]
         inputs = {view.key for view in views if isinstance(view, View)}
-        takes_device = any(a.name == "device" for a in function._schema.arguments)
-        if takes_device and (not inputs or kwargs.get("device") is not None):
-            place = (kwargs.get("device") or _CPU).type
-            if place not in ("cpu", "meta") or (place == "cpu" and function is _aten._to_copy.default):
-                raise Unrecordable("it moves tensors between devices")
-            kwargs = {**kwargs, "device": _META}
         random = torch.Tag.nondeterministic_seeded in function.tags
         # A draw that fills a tensor is run below; what torch does in its place on meta tensors would import its compiler.
-        result = args[0] if random and function in _OVERWRITE else function(*args, **kwargs)
-
+        result = args[0] if random and function in _OVERWRITE else self._shapes(function, leaves, spec)
         outputs: list[View | None] = []
         for x in tree_leaves(result):
             if isinstance(x, Tensor) and not x.is_meta:
@@ -342,12 +269,33 @@ class Tape(TorchDispatchMode):
             state=None if generator is None else generator.get_state(),
         )
         if random:
-            values = self._play(operation.reads, len(self._operations))
-            self._run(operation, values)
+            self._run(operation, self._play(operation.reads))
         for key in operation.writes:
             self._writers[key].append(len(self._operations))
         self._operations.append(operation)
         return result
+
+    def _shapes(self, function: Any, leaves: list[Any], spec: TreeSpec) -> Any:
+        """The result without numbers."""
+        args, kwargs = tree_unflatten(leaves, spec)
+        takes_device = any(a.name == "device" for a in function._schema.arguments)
+        device = kwargs.get("device")
+        if takes_device and (device is not None or not any(isinstance(x, Tensor) for x in leaves)):
+            place = "cpu" if device is None else device.type
+            if place not in ("cpu", "meta") or (place == "cpu" and function is _aten._to_copy.default):
+                raise Unrecordable(f"{function} moves tensors between devices")
+            kwargs = {**kwargs, "device": _META}
+        try:
+            return function(*args, **kwargs)
+        except NotImplementedError:  # shapes that depend on the numbers, or that torch does not foresee
+            if torch.Tag.nondeterministic_seeded in function.tags or _aliased(function, args, kwargs):
+                raise
+            return tree_map_only(Tensor, _empty, self._now(function, leaves, spec))
+
+    def _now(self, function: Any, leaves: list[Any], spec: TreeSpec) -> Any:
+        args, kwargs = tree_unflatten([self.value(x) if isinstance(x, Tensor) else x for x in leaves], spec)
+        with torch.no_grad():
+            return function(*args, **kwargs)
 
     def _storage(self, key: int, values: dict[int, UntypedStorage], write: bool = False) -> UntypedStorage:
         if key not in values and key in self.constants:

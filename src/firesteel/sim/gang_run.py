@@ -28,9 +28,9 @@ from firesteel.net.control import Control
 from firesteel.net.protocol import Strategy, Vec, full_batch, keeps_best, splits
 from firesteel.parts.assembly import Replicas, fingerprint, hand_over, joined, pieces_of
 from firesteel.parts.blueprint import Blueprint
-from firesteel.parts.example import described
+from firesteel.parts.example import outline
 from firesteel.parts.making import part_of
-from firesteel.results import Kept, best_of, check_result, digest, history_row, ipc, mark_of, rows, to_add_up
+from firesteel.results import Kept, best_of, check_result, digest, finite, history_row, ipc, mark_of, rows, to_add_up
 from firesteel.sim.cluster import Cluster, Failure
 from firesteel.sim.gang import Circle, SimulatedGang
 from firesteel.sim.shipping import shipping
@@ -101,7 +101,7 @@ class GangRun:
         self.validated: bool = any(held.rows for _, _, held in cut)
         self._most: int = max(shard.rows for _, shard, _ in cut)
         self._own: Callable[[], Job] = shipping(job)
-        self._descriptions: list[Tensor] = [described(whole.block(0, 0)) for whole, _, _ in cut]
+        self._descriptions: list[Tensor] = [outline(whole.block(0, min(1, whole.rows))) for whole, _, _ in cut]
         self.blueprint: Blueprint | None = Blueprint.of(job.build, job.seed) if splits(job.strategy) else None
         seats: list[_Seat] = []
         for rank, (whole, shard, held) in enumerate(cut):
@@ -191,7 +191,7 @@ class GangRun:
         seat, member = self.seats[rank], self.seats[rank].member
         assert member is not None
         step = seat.worker.steps_done
-        if not bool(torch.isfinite(params).all()):
+        if not finite(params):
             raise Diverged(
                 f"parameters are no longer finite at step {step} on worker {rank}. "
                 "Lower the learning rate, or set clip_norm; the last good model is kept."

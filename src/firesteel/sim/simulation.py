@@ -29,7 +29,7 @@ from firesteel.errors import StrategyError
 from firesteel.randomness import seed_of
 from firesteel.sim.cluster import Cluster
 from firesteel.sim.fabric import Fabric
-from firesteel.trace import Trace
+from firesteel.trace import Clock, Trace
 
 T = TypeVar("T")
 
@@ -135,17 +135,6 @@ class Simulation:
 
 
 @final
-class VirtualClock:
-    """What a trace reads in place of wall seconds."""
-
-    def __init__(self, member: Member) -> None:
-        self._member: Member = member
-
-    def now(self) -> float:
-        return self._member.now
-
-
-@final
 class Member:
     """One attempt of one worker: its program, its clock, its share of the global generator."""
 
@@ -157,7 +146,8 @@ class Member:
         self.alive: bool = True
         self.ended: bool = False
         self.computed_seconds: float = 0.0
-        self.trace: Trace = Trace(rank, VirtualClock(self))
+        self.trace: Trace = Trace(rank, Clock(lambda: self.now))
+        self.trace.clock.start(self.now)  # for all, virtual seconds since the beginning of the simulation
         self.program: Coroutine[Any, Any, Any] | None = None
         self.result: Any = None
         self.generator: Tensor | None = None
@@ -170,8 +160,12 @@ class Member:
         simulation.members.append(self)
 
     def start(self, program: Coroutine[Any, Any, Any], generator: Tensor | None = None) -> None:
-        """Let the program begin now. `generator`: the state of torch's global generator that it draws from."""
+        """Let the program begin now. `generator`: the state of torch's global generator that it draws from.
+
+        When all have ended, another can begin.
+        """
         self.program, self.generator = program, generator
+        self.now = max(self.now, self.simulation.now)
         if self.attempt:
             self.trace.mark("join", 0)
         self.simulation.at(self.now, self.rank, self._resume)

@@ -50,11 +50,13 @@ class Pipeline:
             raise UsageError(f"Pipeline(micro_batches={self.micro_batches}): a batch has at least one piece, itself.")
         if self.cuts is not None and any(later <= cut for cut, later in pairwise((0, *self.cuts))):
             raise UsageError(
-                f"Pipeline(cuts={self.cuts}): give the layers at which stages 1, 2, ... begin, each greater than the one before "
-                "and than 0, where stage 0 begins."
+                f"Pipeline(cuts={self.cuts}): give the layers at which stages 1, 2, ... begin, each greater than the one "
+                "before and than 0, where stage 0 begins."
             )
         if self.cuts is not None and self.stages is not None and len(self.cuts) + 1 != self.stages:
-            raise UsageError(f"Pipeline(stages={self.stages}, cuts={self.cuts}): {self.stages} stages have {self.stages - 1} cuts.")
+            raise UsageError(
+                f"Pipeline(stages={self.stages}, cuts={self.cuts}): {self.stages} stages have {self.stages - 1} cuts."
+            )
 
     @property
     def measures_layers(self) -> bool:
@@ -65,8 +67,8 @@ class Pipeline:
         stages = self.stages if self.cuts is None else len(self.cuts) + 1
         if stages is not None and stages != workers:
             raise UsageError(
-                f"{self} has {stages} stages, but there are {workers} workers: each has one stage. Set workers={stages}, or let "
-                f"several groups share the rows: Grid(data=..., model={stages}, within=Pipeline())."
+                f"{self} has {stages} stages, but there are {workers} workers: each has one stage. Set workers={stages}, or "
+                f"let several groups share the rows: Grid(data=..., model={stages}, within=Pipeline())."
             )
 
     def parts_of(self, workers: int) -> int:
@@ -83,8 +85,8 @@ class Pipeline:
         trained = [any(True for _ in layer.module.parameters()) for layer in layers]
         if sum(trained) < stages:
             raise UsageError(
-                f"Pipeline of {stages} stages: each needs a layer with parameters, and this network has {sum(trained)} of those. "
-                f"Take {sum(trained)} workers at most."
+                f"Pipeline of {stages} stages: each needs a layer with parameters, and this network has {sum(trained)} of "
+                f"those. Take {sum(trained)} workers at most."
             )
         if self.cuts is None:
             return balanced(network.costs or [layer.flops for layer in layers], trained, stages)
@@ -92,9 +94,10 @@ class Pipeline:
             raise UsageError(f"Pipeline(cuts={self.cuts}): the network's layers are numbered 0 .. {len(layers) - 1}.")
         for stage, (start, stop) in enumerate(pairwise((0, *self.cuts, len(layers)))):
             if not any(trained[start:stop]):
+                having = ", ".join(str(number) for number, own in enumerate(trained) if own)
                 raise UsageError(
-                    f"Pipeline(cuts={self.cuts}): stage {stage} would have layers {start} .. {stop - 1}, {layers[start]} first, and no "
-                    f"parameters. Those with parameters are {', '.join(str(n) for n, own in enumerate(trained) if own)}."
+                    f"Pipeline(cuts={self.cuts}): stage {stage} would have layers {start} .. {stop - 1}, {layers[start]} first,"
+                    f" and no parameters. Those with parameters are {having}."
                 )
         return self.cuts
 
