@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -44,6 +44,11 @@ def data(features: int, classes: int) -> Batch:
     return Batch((x,), torch.randint(classes, (ROWS,), generator=draw), None, ROWS, float(ROWS))
 
 
+def labels(batch: Batch) -> Tensor:
+    assert batch.target is not None
+    return batch.target
+
+
 def whole(build: Callable[[], nn.Module]) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(1)
@@ -71,8 +76,8 @@ def crew(
             for name, piece in part.pieces.items():
                 tensors[name].copy_(piece.cut.take(numbers[piece.name]))
         own = batch.cut(*shares(ROWS, workers)[net.rank])
-        plan = Plan(own.rows, own.rows, own.rows, steps, 0, net.rank)
-        worker = Worker(part, resolve_loss(loss, False), firesteel.SGD(lr=lr), Rows(own), plan, trace=member.trace, **settings)
+        plan, rows = Plan(own.rows, own.rows, own.rows, steps, 0, net.rank), cast(Any, Rows(own))
+        worker = Worker(part, resolve_loss(loss, False), firesteel.SGD(lr=lr), rows, plan, trace=member.trace, **settings)
         worker.wait = member.wait
         part.bind(net)
         member.worker, member.published = worker, []
@@ -126,7 +131,7 @@ def softmax_rounds(
     batch: Batch, workers: int, k: int, damping: float, lr: float, rounds: int, clip: float = math.inf
 ) -> Tensors:
     """Damped block Jacobi of softmax regression, a block being some classes: other classes' logits stand still."""
-    x, y = batch.inputs[0], batch.target
+    x, y = batch.inputs[0], labels(batch)
     state = {name: p.detach().clone() for name, p in whole(softmax).state_dict().items()}
     for _ in range(rounds):
         logits = x @ state["0.weight"].T + state["0.bias"]
@@ -147,12 +152,12 @@ def softmax_rounds(
 
 def mlp_rounds_by_inputs(batch: Batch, workers: int, k: int, damping: float, lr: float, rounds: int) -> Tensors:
     """An MLP whose second layer adds up what the workers contribute: the others' weights stand still, and that is all."""
-    x, y = batch.inputs[0], batch.target
+    x, y = batch.inputs[0], labels(batch)
     state = {name: p.detach().clone() for name, p in whole(mlp).state_dict().items()}
     for _ in range(rounds):
         new = {name: p.clone() for name, p in state.items()}
         for (h0, h1), (c0, c1) in zip(shares(8, workers), shares(7, workers), strict=True):
-            places = {"0.weight": slice(h0, h1), "0.bias": slice(h0, h1), "2.bias": slice(c0, c1)}
+            places: dict[str, Any] = {"0.weight": slice(h0, h1), "0.bias": slice(h0, h1), "2.bias": slice(c0, c1)}
             places["2.weight"] = (slice(None), slice(h0, h1))
             mine = {name: p.clone().requires_grad_() for name, p in state.items()}
             for j in range(k):
@@ -170,7 +175,7 @@ def mlp_rounds_by_inputs(batch: Batch, workers: int, k: int, damping: float, lr:
 
 def mlp_rounds_by_outputs(batch: Batch, workers: int, k: int, damping: float, lr: float, rounds: int) -> Tensors:
     """An MLP of which each worker has units of both layers: the others' activations, logits and gradients stand still."""
-    x, y = batch.inputs[0], batch.target
+    x, y = batch.inputs[0], labels(batch)
     state = {name: p.detach().clone() for name, p in whole(mlp).state_dict().items()}
     for _ in range(rounds):
         w1, b1, w2, b2 = (state[name] for name in ("0.weight", "0.bias", "2.weight", "2.bias"))
@@ -293,8 +298,10 @@ def test_local_steps_send_nothing():
 def objective(state: Tensors, batch: Batch) -> tuple[float, float]:
     """Cross-entropy of softmax regression, and the squared norm of its gradient."""
     logits = batch.inputs[0] @ state["0.weight"].T + state["0.bias"]
-    g = pull(logits, batch.target)
-    return float(F.cross_entropy(logits, batch.target)), float((g.T @ batch.inputs[0]).square().sum() + g.sum(0).square().sum())
+    g = pull(logits, labels(batch))
+    return float(F.cross_entropy(logits, labels(batch))), float(
+        (g.T @ batch.inputs[0]).square().sum() + g.sum(0).square().sum()
+    )
 
 
 def curvature(batch: Batch) -> float:
@@ -311,7 +318,7 @@ def optimum(batch: Batch) -> float:
 
     def closure() -> Tensor:
         solver.zero_grad()
-        loss = F.cross_entropy(model(batch.inputs[0]), batch.target)
+        loss = F.cross_entropy(model(batch.inputs[0]), labels(batch))
         loss.backward()
         return loss
 
@@ -336,14 +343,16 @@ def test_every_round_descends_as_the_theorem_says(damping):
 
 
 def test_it_comes_to_the_optimum_in_fewer_rounds():
-    batch, lowest = data(5, 3), optimum(data(5, 3))
-    rounds = {}
-    for k in (1, 4):
-        states, _ = course(three_classes, NeuronParallel(local_steps=k), batch, 3, steps=250, lr=1 / curvature(batch))
+    """A round is s steps long; undamped too, as classes of a softmax depend on each other but little (c <= 2)."""
+    batch = data(5, 3)
+    lowest, needed = optimum(batch), {}
+    for k, damping, rounds in ((1, None, 140), (4, None, 75), (4, 1.0, 45)):
+        strategy = NeuronParallel(local_steps=k, damping=damping)
+        states, _ = course(three_classes, strategy, batch, 3, steps=rounds, lr=1 / curvature(batch))
         gaps = [objective(state, batch)[0] - lowest for state in states]
-        assert gaps[-1] > -1e-12
-        rounds[k] = next((number for number, gap in enumerate(gaps) if gap < 1e-6), None)
-    assert rounds[4] is not None and (rounds[1] is None or rounds[4] < 0.7 * rounds[1])
+        assert -1e-12 < gaps[-1] < 1e-6
+        needed[k, damping] = next(number for number, gap in enumerate(gaps) if gap < 1e-6)
+    assert needed[4, None] < needed[1, None] / 1.9 and needed[4, 1.0] < needed[1, None] / 3.5
 
 
 def added_up(outputs: Tensor, targets: Tensor) -> Tensor:
@@ -356,13 +365,13 @@ def test_where_the_workers_outputs_are_added_up_local_steps_can_overshoot(k, dam
     """With eta = 1/L an exact step solves it; the error of a round's start is multiplied by 1 - N (1 - q), as on the page."""
     workers, rounds = 3, 12
     x = torch.linalg.qr(data(4, 3).inputs[0])[0] * math.sqrt(ROWS)  # of unit covariance
-    batch = Batch((x,), data(4, 3).target, None, ROWS, float(ROWS))
+    batch = Batch((x,), labels(data(4, 3)), None, ROWS, float(ROWS))
     build = lambda: nn.Sequential(nn.Linear(4, 6, bias=False))  # noqa: E731
     own = 2.0  # outputs of a worker, and so the curvature of its own weights; of all together 6
     lr = 1 / (own * workers)
     strategy = NeuronParallel(local_steps=k, damping=damping)
     states, _ = course(build, strategy, batch, workers, steps=rounds, lr=lr, loss=added_up)
-    best = x.T @ batch.target.double() / ROWS
+    best = x.T @ labels(batch).double() / ROWS
     errors = [state["0.weight"].sum(0) - best for state in states]
     q = (1 - lr * own) * (1 - (1 / workers if damping is None else damping) * lr * own) ** (k - 1)
     factor = 1 - workers * (1 - q)

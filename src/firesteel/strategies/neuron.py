@@ -27,6 +27,7 @@ class NeuronParallel:
 
     With `local_steps` k > 1, k - 1 more steps follow on the same batch without the network: each worker moves its own weights
     alone, while what the others contribute stays what it was in the exact pass; each such move counts `damping` times.
+    When that converges, and when it pays: docs/strategies/local-steps.md.
     """
 
     parts: int | None = None
@@ -69,8 +70,8 @@ class NeuronParallel:
         if self.local_steps > 1 and shared:
             raise UsageError(
                 f"NeuronParallel(local_steps={self.local_steps}) moves each weight at the one worker that owns it, but "
-                f"'{shared[0]}' is at every worker: a convolution with conv=\"data\", or a normalisation that no worker can do "
-                'alone. Set conv="split" for the first, GroupNorm or none for the second; or local_steps=1.'
+                f"'{shared[0]}' is at every worker. Set conv=\"split\" for convolutions, take GroupNorm or none in place of "
+                "other normalisations; or set local_steps=1."
             )
         return made
 
