@@ -25,6 +25,8 @@ class Layer:
     """Shape of what one row brings to it, without the rows' dimension."""
     outputs: tuple[int, ...]
     """Shape of what one row leaves it with."""
+    order: tuple[int, ...]
+    """Dimensions of what a batch brings to it, from those that lie farthest apart in memory to those that lie nearest."""
     flops: float
     """Of one row's forward pass: two for each multiply-add, and one for each number where there are none."""
 
@@ -66,11 +68,12 @@ def network(module: nn.Module, inputs: Sequence[Tensor], who: str) -> Network:
     lengths = rest[0] if rest else None
     layers: list[Layer] = []
     for each in chain:
-        before = tuple(x.shape[1:])
+        before, strides = tuple(x.shape[1:]), x.stride()
+        order = tuple(sorted(range(x.dim()), key=lambda dim, strides=strides: -strides[dim]))
         with torch.no_grad():
             x = run_chain([each], x, lengths)
         after = tuple(x.shape[1:])
-        layers.append(Layer(names.get(id(each), ""), each, before, after, _flops(each, after)))
+        layers.append(Layer(names.get(id(each), ""), each, before, after, order, _flops(each, after)))
     owned = {id(p) for each in chain for p in each.parameters()}
     for name, p in module.named_parameters():
         if id(p) not in owned:

@@ -47,7 +47,7 @@ class OwnCells(SplitLayer):
             flow = await self._layer(flow, tape, number, last)
             if not last and module.dropout and self.training:
                 batch, steps, units = flow.x.shape
-                mask = dropout_mask([steps, batch, units], module.dropout, flow.x).transpose(0, 1)
+                mask = dropout_mask([batch, steps, units], module.dropout, flow.x, (1, 0, 2))
                 flow = flow.on(flow.x * mask)
         return flow
 

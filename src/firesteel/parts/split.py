@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
@@ -209,14 +209,15 @@ class Drop(SplitLayer):
         if not self.training or p == 0:
             return flow
         rows, x = flow.rows, flow.x
-        shape = list(x.shape)
+        shape, order = list(x.shape), self.layer.order
         if flow.at == "units":
             shape[flow.dim] = sum(flow.sizes)
         elif flow.at == "rows":
             shape[0] = rows.total
         if isinstance(self.layer.module, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):  # whole channels
             shape[2:] = [1] * len(shape[2:])
-        mask = dropout_mask(shape, p, x)
+            order = range(len(shape))
+        mask = dropout_mask(shape, p, x, order)
         if flow.at == "units":
             mask = own_part(mask, flow.dim, flow.sizes, rows.rank)
         elif flow.at == "rows":
@@ -224,7 +225,8 @@ class Drop(SplitLayer):
         return flow.on(x * mask)
 
 
-def dropout_mask(shape: list[int], p: float, like: Tensor) -> Tensor:
-    """What `torch.nn.functional.dropout` multiplies a dense tensor of this shape with."""
-    mask = torch.empty(shape, dtype=like.dtype, device=like.device)
-    return mask.zero_() if p == 1 else mask.bernoulli_(1 - p).div_(1 - p)
+def dropout_mask(shape: Sequence[int], p: float, like: Tensor, order: Sequence[int]) -> Tensor:
+    """What `torch.nn.functional.dropout` multiplies a dense tensor of this shape with, whose dimensions lie in this order."""
+    mask = torch.empty([shape[dim] for dim in order], dtype=like.dtype, device=like.device)
+    mask = mask.zero_() if p == 1 else mask.bernoulli_(1 - p).div_(1 - p)
+    return mask.permute([list(order).index(dim) for dim in range(len(shape))])
