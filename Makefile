@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 JAVA = JAVA_HOME="$$(scripts/java)"
 
-.PHONY: help venv java demo test soak lint lock clean bench-peers bench-data bench-wire bench-server bench-async bench-predicted bench-scaling bench-simulator bench-crossover bench-admm grid-admm bench-lbfgs bench-networks
+.PHONY: help venv java demo test soak lint lock clean bench-peers bench-data bench-wire bench-server bench-async bench-predicted bench-scaling bench-simulator bench-crossover bench-admm grid-admm bench-lbfgs bench-networks bench-pipeline bench-memory bench-wide bench-speed-up bench-parallelize bench-local-steps
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -62,6 +62,18 @@ bench-networks: venv java ## accuracy of networks of every kind on real data, th
 bench-pipeline: venv ## the pipeline beside torch.distributed.pipelining
 	$(RUN) -m benchmarks.pipelining
 
+bench-parallelize: venv ## two parts beside one worker, and beside PyTorch's parallelize_module
+	$(RUN) -m benchmarks.parallelize
+
+bench-memory: venv ## a network that does not fit into a worker
+	$(RUN) -m benchmarks.memory
+
+bench-wide: venv java ## model and data parallelism across two hosts (needs root and spark-hosts)
+	$(JAVA) $(RUN) -m benchmarks.wide
+
+bench-speed-up: venv ## data and model parallelism for four architectures, measured and simulated
+	$(RUN) -m benchmarks.speed_up
+
 bench-scaling: venv ## speed-up to 256 workers of a small CNN, by simulation
 	$(RUN) -m benchmarks.scaling
 
@@ -76,6 +88,9 @@ bench-admm: venv ## training without gradients on MNIST: curves, beside random f
 
 grid-admm: venv ## search its settings; others by GRID="--nu 0.001,0.01 --widths 300,300-300", all by GRID=--help
 	$(RUN) -m benchmarks.admm --grid $(GRID)
+
+bench-local-steps: venv ## steps between two meetings of a network in parts, damped and not
+	$(RUN) -m benchmarks.local_steps
 
 lock: ## resolve all versions anew and write requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

@@ -90,7 +90,14 @@ def main() -> None:
                 key = repr(strategy)
                 spread = f"{min(s for s, _ in took[key]) * 1e3:.0f} - {max(s for s, _ in took[key]) * 1e3:.0f}"
                 sent = statistics.median(b for _, b in took[key])
-                cells = [name, _brief(strategy), f"{seconds[key] * 1e3:.0f}", spread, f"{said[key] * 1e3:.0f}", f"{sent / 1e6:.3f}"]
+                cells = [
+                    name,
+                    _brief(strategy),
+                    f"{seconds[key] * 1e3:.0f}",
+                    spread,
+                    f"{said[key] * 1e3:.0f}",
+                    f"{sent / 1e6:.3f}",
+                ]
                 table.append(cells)
             sync, split = repr(STRATEGIES[0]), repr(STRATEGIES[1])
             faster, planned = seconds[sync] / seconds[split], said[sync] / said[split]

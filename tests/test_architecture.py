@@ -41,6 +41,7 @@ FORBIDDEN = [
     ("net/", ["spark", "local", "ml", "cli", "strategies", "train", "data"]),
     ("data/", ["net", "strategies", "spark", "local", "ml", "cli", "train", "worker"]),
     ("strategies/", ["net.gang", "net.shared", "spark", "local", "ml", "cli", "train", "data", "process"]),
+    ("parts/", ["net.gang", "net.shared", "strategies", "spark", "local", "ml", "cli", "train", "sim", "gang_process"]),
     ("local/", ["spark", "ml", "cli", "train"]),
     ("spark/", ["local", "ml", "cli", "train"]),
     ("models/", ["net", "spark", "local", "ml", "cli", "train", "data", "worker"]),
@@ -60,7 +61,7 @@ def test_arrows(where, others):
 
 
 def test_strategies_see_only_the_protocol_the_worker_and_torch():
-    ours = ("net.protocol", "worker", "errors", "strategies", "models")
+    ours = ("net.protocol", "worker", "errors", "strategies", "models", "parts")
     allowed = ("torch", *(f"firesteel.{name}" for name in ours))
     standard = set(sys.stdlib_module_names)
     for name, found in FILES.items():

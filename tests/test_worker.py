@@ -13,8 +13,9 @@ from torch.nn import functional as F
 import firesteel
 from firesteel.data.batches import Plan
 from firesteel.data.shard import Batch
+from firesteel.flat import flatten, layout
 from firesteel.losses import resolve_loss
-from firesteel.worker import Worker, flatten, layout
+from firesteel.worker import Worker
 
 
 class Tied(nn.Module):

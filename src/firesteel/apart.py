@@ -19,6 +19,7 @@ from torch import nn
 from firesteel.checkpoint import Board, Folder
 from firesteel.errors import Diverged, Interrupted, UsageError
 from firesteel.evaluate import named
+from firesteel.flat import flatten, statistics_of
 from firesteel.job import Job, Score
 from firesteel.losses import resolve_metrics
 from firesteel.net import snapshots
@@ -29,7 +30,6 @@ from firesteel.results import best_of, by_part, ipc
 from firesteel.run import Run
 from firesteel.sim.replay import ARRIVALS, Replay, with_meaning
 from firesteel.stopping import HURRY
-from firesteel.worker import flatten, statistics_of
 
 World = Callable[..., tuple[list[pa.RecordBatch], Collected | None]]
 

@@ -15,7 +15,7 @@ from typing import Any, final
 
 import pyarrow as pa
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from firesteel import randomness
 from firesteel.checkpoint import Board, Folder, Points, pack
@@ -23,6 +23,7 @@ from firesteel.data.batches import Plan, total_steps
 from firesteel.data.shard import Shard, build_shard, check_rows
 from firesteel.errors import Diverged
 from firesteel.evaluate import named, part_sums, probe, published_sums
+from firesteel.gang_part import GangPart
 from firesteel.job import Job
 from firesteel.losses import resolve_loss, resolve_metrics
 from firesteel.memory import forget_peak, peak_bytes, resident_bytes
@@ -31,12 +32,7 @@ from firesteel.net.gang import GangNet
 from firesteel.net.meeting import Meeting, join, leave
 from firesteel.net.protocol import Vec, drive, full_batch, keeps_best, splits
 from firesteel.net.shared import host_name
-from firesteel.parts.assembly import Replicas, fingerprint, hand_over, pieces_of
-from firesteel.parts.example import WIDTH, outline
-from firesteel.parts.making import part_of
-from firesteel.parts.measuring import measured
-from firesteel.parts.network import Network
-from firesteel.results import Kept, best_of, check_result, digest, history_row, ipc, mark_of, rows, to_add_up
+from firesteel.results import Kept, best_of, check_result, digest, finite, history_row, ipc, mark_of, rows, to_add_up
 from firesteel.stopping import HURRY
 from firesteel.trace import Trace
 from firesteel.worker import Worker
@@ -59,7 +55,6 @@ class GangProcess:
         self.metrics: Any = resolve_metrics(job.metrics)
         self.timing: dict[str, float] = {}
         self._published: int = 0
-        self._costs: tuple[float, ...] = ()
         self._shown: float = 0.0
         self._best: tuple[float, int] | None = None
         self._live: dict[int, dict[str, float]] = {}
@@ -108,8 +103,9 @@ class GangProcess:
         batch_size = most if full_batch(job.strategy) else job.batch_size
         steps = total_steps(most, batch_size, job.epochs, limit)
         plan = Plan(shard.rows, most, batch_size, steps, job.seed, self.rank)
-        if splits(job.strategy):
-            module = self._part(whole)
+        self.parts: GangPart | None = GangPart(job, self._net) if splits(job.strategy) else None
+        if self.parts is not None:
+            module = self.parts.made(whole, self.loss, self.metrics)
         else:
             randomness.initialise(job.seed)
             module = job.build().to(self.device)
@@ -120,7 +116,8 @@ class GangProcess:
             module, self.loss, job.optimizer, shard, plan, schedule=job.schedule, clip_norm=job.clip_norm, trace=self.trace
         )
         self._same_start()
-        self._compare_pieces()
+        if self.parts is not None:
+            self.parts.compare(self.worker)
         self.every: int = job.checkpoint_steps or plan.epoch_steps
         self.fingerprint: str = shard.fingerprint() if job.run_dir or job.resume_from else ""
         if job.resume_from:
@@ -128,28 +125,9 @@ class GangProcess:
         self.worker.on_step = self._on_step
         self.control.publish = self._publish
 
-    def _part(self, whole: Shard) -> nn.Module:
-        """This worker's part of the network; the rest of it is never made real."""
-        table = torch.zeros(self.meeting.size, WIDTH, dtype=torch.float64)
-        if whole.rows:
-            table[self.rank] = outline(whole.block(0, 1))
-        given = self._net.totals(table)
-        return part_of(
-            self.job, self.rank, self.meeting.size, list(given), whole, self.loss, self.metrics, costs=self._layer_costs
-        )
-
-    def _layer_costs(self, network: Network) -> tuple[float, ...]:
-        """Seconds of each layer on worker 0; in a resumed run those of before, as it depends on them who has which layers."""
-        found = Points(Folder(self.job.resume_from)).newest() if self.job.resume_from else None
-        self._costs = tuple(found[1]["costs"]) if found else ()
-        if len(self._costs) != len(network.layers):
-            mine = measured(network) if self.rank == 0 else [0.0] * len(network.layers)
-            self._costs = tuple(self._net.totals(torch.tensor(mine, dtype=torch.float64)).tolist())
-        return self._costs
-
     def _same_start(self) -> None:
         """Every replica begins with worker 0's tensors, whatever a factory drew or a platform rounds differently."""
-        if self.meeting.size == 1 or self.worker.part is not None:
+        if self.meeting.size == 1 or self.parts is not None:
             return
         everything = [self.worker.params, *(p.data for p in self.worker.module.parameters() if not p.requires_grad)]
         everything += list(self.worker.module.buffers())
@@ -158,19 +136,6 @@ class GangProcess:
             if self.rank:
                 flat = torch.zeros_like(flat)
             x.copy_(self._net.totals(flat.to(torch.uint8) if flat.dtype == torch.bool else flat))
-
-    def _compare_pieces(self) -> None:
-        """Where the network lies in parts: see which workers own the same of it."""
-        self.replicas: Replicas | None = None
-        pieces = pieces_of(self.worker.module)
-        if pieces is None:
-            return
-        # [rank, (pieces, numbers in running statistics)]
-        table = torch.zeros(self.meeting.size, 2, dtype=torch.float64)
-        table[self.rank] = torch.tensor([fingerprint(pieces), self.worker.buffers.numel()], dtype=torch.float64)
-        found = self._net.totals(table).long()
-        self.replicas = Replicas(tuple(found[:, 0].tolist()))
-        self._most_statistics: int = int(found[:, 1].max())
 
     def _train(self) -> None:
         worker, job = self.worker, self.job
@@ -182,6 +147,9 @@ class GangProcess:
         result = drive(job.strategy.run(worker, self._net))
         check_result(result, self.rank, worker.params.numel())
         self.timing["train_seconds"] = self.trace.clock.now() - began
+        self.memory["peak"] = peak_bytes()  # what is read from files afterwards needs no memory
+        if self.parts is not None:
+            self.parts.finish(worker)
         if not self.kept.marks or self._published != worker.steps_done or not self._is_last(result):
             self._keep(result, (), final=True)
         self._show(done=True)
@@ -202,7 +170,7 @@ class GangProcess:
 
     def _keep(self, params: Vec, rest: tuple[Tensor, ...], final: bool = False) -> None:
         worker, trace, step = self.worker, self.trace, self.worker.steps_done
-        if not bool(torch.isfinite(params).all()):
+        if not finite(params):
             raise Diverged(
                 f"parameters are no longer finite at step {step} on worker {self.rank}. "
                 "Lower the learning rate, or set clip_norm; the last good model is kept."
@@ -212,7 +180,7 @@ class GangProcess:
         mark = mark_of(trace, step, worker.figures)
         self._last: bytes = digest(params)
         self.kept.add(params, statistics, mark)
-        if self.rank == 0 and self.board is not None and self.replicas is None:  # a part is no model
+        if self.rank == 0 and self.board is not None and self.parts is None:  # a part is no model
             self.board.put("model.safetensors", pack({"params": params, "statistics": statistics}, {"step": step}))
         if self.points is not None and params.dim() == 1:
             self._write_point(step, rest, mark)
@@ -220,16 +188,11 @@ class GangProcess:
             self._decide(params, statistics)
 
     def _mean_statistics(self) -> Vec:
-        """The mean of the running statistics over the workers that have the same ones."""
+        """The mean of the workers' running statistics."""
         statistics = self.worker.buffers
-        if self.replicas is None:
-            return self._net.totals(statistics).div_(self.meeting.size) if statistics.numel() else statistics
-        ranks = self.replicas.ranks(self.rank)
-        if self._most_statistics and len(set(self.replicas.prints)) < self.meeting.size:
-            table = torch.zeros(self.meeting.size, self._most_statistics, dtype=statistics.dtype, device=self.device)
-            table[ranks[0], : statistics.numel()] = statistics
-            statistics = self._net.totals(table)[ranks[0], : statistics.numel()].div_(len(ranks))
-        return statistics
+        if self.parts is not None:
+            return self.parts.mean_statistics(statistics)
+        return self._net.totals(statistics).div_(self.meeting.size) if statistics.numel() else statistics
 
     def _write_point(self, step: int, rest: tuple[Tensor, ...], mark: dict[str, float]) -> None:
         assert self.points is not None
@@ -239,7 +202,8 @@ class GangProcess:
         self.points.write(step, self.rank, tensors, plain)
         _ = self._net.totals(torch.zeros(1))
         if self.rank == 0:
-            self.points.commit(step, {"workers": self.meeting.size, "costs": self._costs, **self.job.settings})
+            costs = self.parts.costs if self.parts is not None else ()
+            self.points.commit(step, {"workers": self.meeting.size, "costs": costs, **self.job.settings})
 
     def _resume(self, points: Points) -> None:
         found = points.newest()
@@ -330,7 +294,7 @@ class GangProcess:
         """Scores of a published model on all workers' held-out rows; every worker calls it."""
         published = (self.worker, params, statistics, self.held, self.loss, self.metrics)
         with self.trace.paused():
-            if self.worker.part is not None:
+            if self.parts is not None:
                 total = part_sums(*published, self.most_held)
             else:
                 total = published_sums(*published, self.job.columns.target)
@@ -348,7 +312,7 @@ class GangProcess:
         dtype, statistics = worker.params.dtype, worker.buffers.numel()
         choosy = keeps_best(self.job.strategy)
         others: dict[str, Tensor] = {}
-        if self.replicas is None:
+        if self.parts is None:
             # As they are now: evaluating writes to the buffers, while somebody who does not wait may ask for the results.
             others |= {f"frozen.{n}": p.detach().clone() for n, p in worker.module.named_parameters() if not p.requires_grad}
             others |= {f"buffer.{n}": b.clone() for n, b in worker.module.named_buffers()}
@@ -371,7 +335,7 @@ class GangProcess:
                 "timing": self.timing,
                 "best": best,
                 "device": str(self.device),
-                "memory": {**self.memory, "peak": peak_bytes()},
+                "memory": self.memory,
                 "host": host_name(),
             }
             yield from rows("report", self.rank, json.dumps(report).encode())
@@ -381,20 +345,20 @@ class GangProcess:
                 history = [history_row(*each, steps, size, found) for each, found in zip(sums, scores, strict=True)]
                 yield from rows("history", 0, ipc(pa.Table.from_pylist(history)))
             _, params, stats = next(self.kept.read(dtype, statistics, best))
-            if self.replicas is None:
+            if self.parts is None:
                 if self.rank == 0:
                     yield from rows("model", 0, pack({"params": params, "statistics": stats, **others}, {}))
-            elif self.replicas.hands_over(self.rank):
-                yield from hand_over(self.rank, worker.module, params, stats, skip_shared=self.rank > 0)
+            else:
+                yield from self.parts.handed_over(worker.module, params, stats)
 
         scores: list[dict[str, float]] = [{} for _ in sums]
-        if self.replicas is None:
+        if self.parts is None:
             self._unscored = lambda: ipc(pa.Table.from_batches(results(scores, True)))
         hurried = self.control.stop_agreed >= 2
         if self.validated and not hurried:
             for number, params, stats in self.kept.read(dtype, statistics):
                 # Worker 0 has not the parts of the others to leave: all end together, before the next model.
-                hurried = self.replicas is not None and self._hurry()
+                hurried = self.parts is not None and self._hurry()
                 if hurried:
                     break
                 scores[number] = self._live.get(number) or self._evaluate(params, stats)

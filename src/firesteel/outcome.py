@@ -22,13 +22,13 @@ from firesteel.data.shard import Shard, build_shard
 from firesteel.data.source import ParquetSource, TableSource, resolve, stream
 from firesteel.errors import UsageError
 from firesteel.evaluate import named, sums
+from firesteel.flat import layout
 from firesteel.job import Job
 from firesteel.losses import resolve_loss, resolve_metrics
 from firesteel.models.voting import Voting
 from firesteel.parts.assembly import mapped, write
 from firesteel.results import by_part
 from firesteel.run import Run
-from firesteel.worker import layout
 
 
 def brief(settings: Any, depth: int = 2) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -59,20 +60,21 @@ def run_worker(
 
 def refused_memory(error: BaseException, job: Job) -> OutOfMemory | None:
     """The error to show where memory ran out, as PyTorch, NumPy and Python each say it in their own way."""
-    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+    refused = isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    if not refused and not (isinstance(error, OSError) and error.errno == errno.ENOMEM):
         return None
     if splits(job.strategy):
         way_out = "Take more workers, of which each has a smaller part"
     else:
         way_out = (
-            "Every worker has all parameters, gradients and the optimizer's state: NeuronParallel, Pipeline, Grid or FullyShard "
-            "give it only a part"
+            "Every worker has all parameters, gradients and the optimizer's state: NeuronParallel, Pipeline, Grid or "
+            "FullyShard give it only a part"
         )
     return OutOfMemory(f"memory ran out: {str(error).splitlines()[0]} {way_out}; or lower batch_size.")
 
 
 def _device(job: Job, offered: str | None) -> torch.device:
-    if job.device == "cpu" or (job.device == "auto" and not (offered and torch.cuda.is_available())):
+    if splits(job.strategy) or job.device == "cpu" or (job.device == "auto" and not (offered and torch.cuda.is_available())):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UsageError("device='cuda' was asked for, but PyTorch sees no GPU on this worker.")

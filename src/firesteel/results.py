@@ -6,6 +6,7 @@ import hashlib
 import math
 import mmap
 import tempfile
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, final
@@ -21,7 +22,7 @@ from firesteel.net.protocol import Vec
 from firesteel.trace import Trace
 
 RESULT = pa.schema([("kind", pa.string()), ("rank", pa.int32()), ("payload", pa.binary())])
-CHUNK_BYTES = 32 * 2**20
+CHUNK_BYTES = 8 * 2**20
 
 
 @final
@@ -51,16 +52,22 @@ class Kept:
     def read(self, dtype: torch.dtype, statistics: int, first: int = 0) -> Iterator[tuple[int, Vec, Vec]]:
         """Each model from the `first` one on with its number, in the order in which they were published.
 
-        They lie in the file and are read when used; what is written to them does not reach it.
+        They lie in the file and are read when used; they may not be written to.
         """
         self.file.flush()
         at = self._ends[first - 1] if first else 0
         for number, shape in enumerate(self.shapes[first:], first):
-            data = mmap.mmap(self.file.fileno(), self._ends[number], access=mmap.ACCESS_COPY)
+            data = mmap.mmap(self.file.fileno(), self._ends[number], access=mmap.ACCESS_READ)
             numel = math.prod(shape)
-            flat = torch.frombuffer(data, dtype=dtype, offset=at, count=numel + statistics)
+            with warnings.catch_warnings(action="ignore", category=UserWarning):  # of PyTorch: that they may not
+                flat = torch.frombuffer(data, dtype=dtype, offset=at, count=numel + statistics)
             at = self._ends[number]
             yield number, flat[:numel].view(shape), flat[numel:]
+
+
+def finite(params: Vec) -> bool:
+    """Whether all are numbers; a few at a time, as the question takes more memory than what it is about."""
+    return all(bool(torch.isfinite(some).all()) for some in params.reshape(-1).split(2**18))
 
 
 def digest(params: Vec) -> bytes:

@@ -24,6 +24,7 @@ from firesteel.data.shard import build_shard
 from firesteel.data.source import ParquetSource, TableSource, resolve, stream
 from firesteel.errors import FiresteelError, Interrupted, UsageError
 from firesteel.evaluate import probe
+from firesteel.flat import layout
 from firesteel.job import EarlyStopping, Job, Model
 from firesteel.local import world as local
 from firesteel.local.world import Local, new_secret
@@ -33,7 +34,7 @@ from firesteel.optim import Adam, ByEpochs, BySteps, OptimizerSettings, Schedule
 from firesteel.outcome import assemble, described, rescue, unscored
 from firesteel.parts.blueprint import Blueprint
 from firesteel.parts.example import outline, revived
-from firesteel.parts.network import network
+from firesteel.parts.making import taken
 from firesteel.progress import Show, reporter
 from firesteel.run import Run
 from firesteel.sim import replay
@@ -43,7 +44,6 @@ from firesteel.sim.world import Simulated
 from firesteel.spark import world as spark
 from firesteel.spark.world import Spark
 from firesteel.strategies import Single, SyncSGD
-from firesteel.worker import layout
 
 World = Local | Spark | Simulated | Replay
 
@@ -141,7 +141,7 @@ def train(
     }
     _check_unused(strategy, {"optimizer": optimizer, "schedule": schedule, "clip_norm": clip_norm}, batch_size)
     optimizer, batch_size = Adam() if optimizer is None else optimizer, 64 if batch_size is None else batch_size
-    _check(on, strategy, optimizer, schedule, sizes)
+    _check(on, strategy, optimizer, schedule, device, sizes)
     _check_stopping(early_stopping, metrics, bool(share) or source.columns.validation is not None)
     given = run_dir if run_dir is not None else resume if isinstance(resume, str | Path) else None
     folder = None if given is None else Folder(str(given)).absolute()
@@ -234,7 +234,7 @@ def stop(run_dir: str | Path) -> None:
 # ---- checks ----------------------------------------------------------------------------------------------------------
 
 
-def _check(on: Any, strategy: Any, optimizer: Any, schedule: Any, sizes: dict[str, float | None]) -> None:
+def _check(on: Any, strategy: Any, optimizer: Any, schedule: Any, device: str, sizes: dict[str, float | None]) -> None:
     if not isinstance(on, World):
         raise UsageError(
             f"on={on!r}: give firesteel.Local(workers=...), Spark(workers=...), Simulated(cluster) or Replay(run)."
@@ -247,6 +247,8 @@ def _check(on: Any, strategy: Any, optimizer: Any, schedule: Any, sizes: dict[st
         raise UsageError(f"optimizer={optimizer!r}: give firesteel.Adam(lr=...) or firesteel.Optimizer(cls, **settings).")
     if schedule is not None and not isinstance(schedule, BySteps | ByEpochs):
         raise UsageError(f"schedule={schedule!r}: give firesteel.BySteps(...) or firesteel.ByEpochs(...).")
+    if splits(strategy) and device == "cuda":
+        raise UsageError(f"device='cuda': {type(strategy).__name__} trains on CPUs; leave device at 'auto'.")
     if isinstance(strategy, Single) and on.workers != 1:
         raise UsageError(f"Single trains on one worker, but {on.workers} were asked for; set workers=1, or use SyncSGD.")
     for name, value in sizes.items():
@@ -316,8 +318,8 @@ def _try_two_rows(job: Job, module: nn.Module, source: Any, workers: int) -> tup
     strategy: Any = job.strategy
     if splits(strategy) and shard.rows:
         rows = [outline(shard.block(0, 1))]
-        chain = network(module, revived(rows, 2).inputs, type(strategy).__name__)
-        _ = strategy.part(chain, revived(rows, 0), 0, strategy.parts_of(workers))
+        whole = taken(strategy, module, revived(rows, 2).inputs)
+        _ = strategy.part(whole, revived(rows, 0), 0, strategy.parts_of(workers))
     return shard.block(0, shard.rows).inputs if shard.rows else None
 
 

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Coroutine, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, cast, final
 
 import torch
@@ -17,7 +16,8 @@ from torch import Tensor, nn
 
 from firesteel.data.batches import Plan
 from firesteel.data.shard import Batch, Shard
-from firesteel.errors import Diverged, UsageError
+from firesteel.errors import Diverged
+from firesteel.flat import Buckets, buckets, flatten, statistics, statistics_of
 from firesteel.losses import Loss
 from firesteel.net.protocol import Vec, drive
 from firesteel.optim import ByEpochs, OptimizerSettings, Schedule
@@ -27,64 +27,6 @@ from firesteel.trace import Trace
 
 FORWARD = 1 / 3  # of a gradient's cost; the backward pass costs twice as much
 _BLOCK_BYTES = 4 * 2**20  # of inputs in a block of rows: forward and backward pass both read them, so they stay in the cache
-
-
-@final
-@dataclass(frozen=True)
-class Slot:
-    """Where one parameter lies in the flat buffer."""
-
-    name: str
-    offset: int
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    numel: int
-
-    def view(self, flat: Vec) -> Tensor:
-        return flat.as_strided(self.shape, self.stride, flat.storage_offset() + self.offset)
-
-
-def _dense(p: Tensor) -> tuple[int, ...]:
-    """The parameter's own strides where they cover its memory without gaps (channels_last does), else row-major."""
-    extent = 1 + sum((n - 1) * s for n, s in zip(p.shape, p.stride(), strict=True)) if p.numel() else 0
-    dense = extent == p.numel() and 0 not in p.stride()
-    return tuple(p.stride()) if dense else tuple(torch.empty(p.shape, device="meta").stride())
-
-
-def layout(module: nn.Module) -> tuple[list[Slot], torch.dtype, torch.device]:
-    """The layout table of the trainable parameters; a tied parameter has one slot, a frozen one has none.
-
-    Raises:
-        UsageError: nothing to train, parameters of more than one type or device, or lazy ones.
-    """
-    named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    if not named:
-        raise UsageError("the model has no trainable parameters; nothing could be learned.")
-    for name, p in named:
-        if isinstance(p, nn.UninitializedParameter):
-            raise UsageError(f"parameter '{name}' is lazy: run one batch through the model before training it.")
-    kinds = {(p.dtype, p.device): name for name, p in named}
-    if len(kinds) > 1:
-        found = ", ".join(f"{name}: {dtype} on {device}" for (dtype, device), name in kinds.items())
-        raise UsageError(f"all trainable parameters must have one type and device, but there are {found}; use model.float().")
-    slots, offset = [], 0
-    for name, p in named:
-        slots.append(Slot(name, offset, tuple(p.shape), _dense(p), p.numel()))
-        offset += p.numel()
-    return slots, named[0][1].dtype, named[0][1].device
-
-
-def flatten(module: nn.Module) -> tuple[Vec, Vec, list[Slot]]:
-    """Move the trainable parameters and their gradients into two flat buffers, [P] each; returns them and the layout."""
-    slots, dtype, device = layout(module)
-    size = slots[-1].offset + slots[-1].numel
-    params, grads = (torch.zeros(size, dtype=dtype, device=device) for _ in range(2))
-    parameters = dict(module.named_parameters())
-    for slot in slots:
-        p = parameters[slot.name]
-        slot.view(params).copy_(p.detach())
-        p.data, p.grad = slot.view(params), slot.view(grads)
-    return params, grads, slots
 
 
 @final
@@ -114,14 +56,13 @@ class Worker:
         self._by_epochs: bool = isinstance(schedule, ByEpochs)
         self.clip_norm: float | None = clip_norm
         self._device: torch.device = self._params.device
-        self._buckets: _Buckets | None = None
+        self._buckets: Buckets | None = None
         self.steps_done: int = 0
         self.stopping: bool = False
         self.converged: bool = False  # set with `stopping` by a strategy that has nothing left to gain
         self.figures: dict[str, float] = {}  # what the strategy wants to see in the run's history, beside the loss
         self.on_step: Callable[[int], None] = lambda step: None
-        # How it waits for what the other parts of its network send, where they lie on other workers.
-        self.wait: Callable[[Coroutine[Any, Any, Any]], Any] = drive
+        self.wait: Callable[[Coroutine[Any, Any, Any]], Any] = drive  # for what the network's other parts send
         self.part: Part | None = cast(Part, module) if hasattr(module, "pieces") else None
         # In virtual time: what the gradient of so many rows costs, spent share by share as the passes go on.
         self.meter: Meter | None = None
@@ -193,7 +134,7 @@ class Worker:
         spend = self.meter(batch.rows) if self.meter is not None else None
         if ready is not None:
             if self._buckets is None:
-                self._buckets = _Buckets(self.module, self.slots, bucket_bytes, self.grads.element_size())
+                self._buckets = Buckets(self.module, self.slots, bucket_bytes, self.grads.element_size())
             self._buckets.begin(ready if spend is None else self._paced(ready, spend))
         if spend is not None:
             spend(FORWARD if ready is not None else 1.0)
@@ -271,11 +212,18 @@ class Worker:
         """The local optimizer moves `params` along `grad`, [P]; clipped and scheduled as the run was told."""
         if grad.data_ptr() != self.grads.data_ptr():
             self.grads.copy_(grad)
-        if self.clip_norm is not None:
-            norm = torch.linalg.vector_norm(self.grads) if self.part is None else self.wait(self.part.norm())
-            self.grads.mul_(torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0))
+        _ = self.clip()
         _ = self.optimizer.step()
         self.advance()
+
+    def clip(self) -> Tensor | float:
+        """Scale the gradient in `grads` down to the run's `clip_norm`; returns the factor, at most 1."""
+        if self.clip_norm is None:
+            return 1.0
+        norm = torch.linalg.vector_norm(self.grads) if self.part is None else self.wait(self.part.norm())
+        factor = torch.clamp(self.clip_norm / (norm + 1e-6), max=1.0)
+        self.grads.mul_(factor)
+        return factor
 
     def advance(self) -> None:
         """A step has been taken, as far as the schedule is concerned."""
@@ -292,7 +240,7 @@ class Worker:
     @buffers.setter
     def buffers(self, value: Vec) -> None:
         start = 0
-        for b in _statistics(self.module):
+        for b in statistics(self.module):
             b.copy_(value[start : start + b.numel()].view_as(b))
             start += b.numel()
 
@@ -344,58 +292,3 @@ class Worker:
         torch.set_rng_state(tensors["generator"])
         if "generator.cuda" in tensors:
             torch.cuda.set_rng_state(tensors["generator.cuda"].cpu(), self._device)
-
-
-def statistics_of(module: nn.Module) -> Vec:
-    """A copy of the floating-point buffers that are not parameters, flat, [Q]."""
-    found = [b.detach().reshape(-1) for b in _statistics(module)]
-    return torch.cat(found) if found else torch.empty(0)
-
-
-def _statistics(module: nn.Module) -> list[Tensor]:
-    return [b for b in module.buffers() if b.is_floating_point()]
-
-
-def buckets(slots: Sequence[Slot], bucket_bytes: int, element_bytes: int) -> list[list[Slot]]:
-    """Slots in groups of at least `bucket_bytes`, the last ones first: a backward pass completes them first."""
-    groups: list[list[Slot]] = [[]]
-    for slot in reversed(slots):
-        groups[-1].append(slot)
-        if sum(s.numel for s in groups[-1]) * element_bytes >= bucket_bytes:
-            groups.append([])
-    return [group for group in groups if group]
-
-
-@final
-class _Buckets:
-    """Tells when slices of the gradient are complete, in one order on every worker, whichever comes first."""
-
-    def __init__(self, module: nn.Module, slots: list[Slot], bucket_bytes: int, element_bytes: int) -> None:
-        groups = buckets(slots, bucket_bytes, element_bytes)
-        self.parts: list[slice] = [slice(g[-1].offset, g[0].offset + g[0].numel) for g in groups]
-        self._of: dict[str, int] = {slot.name: number for number, group in enumerate(groups) for slot in group}
-        parameters = dict(module.named_parameters())
-        for name, bucket in self._of.items():
-            parameters[name].register_post_accumulate_grad_hook(lambda p, bucket=bucket: self._done(bucket))
-        self._sizes: list[int] = [list(self._of.values()).count(i) for i in range(len(self.parts))]
-        self._ready: Callable[[slice], None] | None = None
-        self._left: list[int] = []
-        self._next: int = 0
-
-    def begin(self, ready: Callable[[slice], None]) -> None:
-        self._ready, self._left, self._next = ready, list(self._sizes), 0
-
-    def _done(self, bucket: int) -> None:
-        if self._ready is None:
-            return
-        self._left[bucket] -= 1
-        while self._next < len(self.parts) and self._left[self._next] <= 0:
-            self._ready(self.parts[self._next])
-            self._next += 1
-
-    def finish(self) -> None:
-        """Call `ready` for what is left: parameters that this batch did not use have no gradient to wait for."""
-        ready, self._ready = self._ready, None
-        assert ready is not None
-        for part in self.parts[self._next :]:
-            ready(part)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from firesteel.data.shard import Batch
+from firesteel.flat import flatten
 from firesteel.losses import resolve_loss
 from firesteel.models.layers import run_chain
 from firesteel.net.control import Control
@@ -18,7 +19,6 @@ from firesteel.sim.cluster import Cluster
 from firesteel.sim.fabric import Fabric
 from firesteel.sim.gang import Circle, SimulatedGang
 from firesteel.sim.simulation import Member, Simulation, paces
-from firesteel.worker import flatten
 
 Build = Callable[[], nn.Module]
 Factory = Callable[..., nn.Module]  # (network, a batch without rows, index, parts), as a strategy's `part`

@@ -25,6 +25,7 @@ from torch import nn
 import firesteel
 from firesteel.checkpoint import Folder, StoreBoard
 from firesteel.data.source import resolve
+from firesteel.flat import flatten, statistics_of
 from firesteel.job import Job
 from firesteel.net.meeting import serve_store
 from firesteel.outcome import assemble, rescue
@@ -33,7 +34,6 @@ from firesteel.parts.assembly import Replicas, fingerprint, hand_over, mapped, w
 from firesteel.parts.cuts import Cut, Piece
 from firesteel.sim import gang_run
 from firesteel.sim import world as simulated
-from firesteel.worker import flatten, statistics_of
 
 
 class Whole(nn.Module):

@@ -212,7 +212,7 @@ REFUSED = [
         lambda: nn.Sequential(nn.Unflatten(1, (1, 12)), nn.Conv1d(1, 4, 3), nn.Flatten(), nn.Linear(40, 4)),
         NeuronParallel(local_steps=2),
         2,
-        r"'1.weight' is at every worker. Set conv=\"split\"",
+        r"'1.weight' is at every worker.*Set conv=\"split\"",
     ),
 ]
 
@@ -225,6 +225,11 @@ def test_what_cannot_be_is_refused_before_anything_starts(monkeypatch, factory, 
     monkeypatch.setattr("firesteel.local.world.run", lambda *_: pytest.fail("the world was touched"))
     with pytest.raises(UsageError, match=says):
         train(factory, rows(40), strategy, Local(workers))
+
+
+def test_parts_are_trained_on_cpus():
+    with pytest.raises(UsageError, match="NeuronParallel trains on CPUs; leave device at 'auto'"):
+        train(plain, rows(40), NeuronParallel(), Local(2), device="cuda")
 
 
 @pytest.mark.parametrize(
@@ -258,13 +263,13 @@ def test_a_module_with_numbers_is_used_as_it_is_with_a_warning():
 @pytest.mark.spark
 def test_on_spark_as_on_this_machine(spark):
     train_frame, test_frame = firesteel.datasets.digits().frame(spark)
-    settings = {"optimizer": Adam(lr=5e-3), "epochs": 6, "batch_size": 32, "seed": 1, "progress": "none"}
+    settings = {"optimizer": Adam(lr=5e-3), "epochs": 15, "batch_size": 32, "seed": 1, "progress": "none"}
     factory = lambda: firesteel.models.MLP(64, 32, 10)  # noqa: E731
     frame = train_frame.repartition(2)
     run = firesteel.train(factory, frame, strategy=NeuronParallel(), on=firesteel.Spark(workers=2), **settings)
     same = firesteel.train(factory, frame, strategy=SyncSGD(), on=firesteel.Spark(workers=2), **settings)
-    assert run.metrics["validation_accuracy"] == pytest.approx(same.metrics["validation_accuracy"], abs=0.02)
-    assert run.evaluate(test_frame)["accuracy"] > 0.9
+    found, expected = run.evaluate(test_frame), same.evaluate(test_frame)
+    assert found["accuracy"] == pytest.approx(expected["accuracy"], abs=0.03) and found["accuracy"] > 0.9
 
 
 @pytest.mark.spark

@@ -189,7 +189,7 @@ def test_a_plan_with_all_of_them():
     with pytest.raises(UsageError, match="draws anew at every pass"):
         firesteel.plan(nn.Sequential(network(), nn.Dropout()), strategies=[VectorFreeLBFGS()], **settings)
     some = [SyncSGD(), VectorFreeAdam(), VectorFreeAdaGrad()]
-    assert suiting(some, network(), Adagrad(), 4) == [SyncSGD(), VectorFreeAdaGrad()]
+    assert suiting(some, network(), Adagrad(), [4]) == [SyncSGD(), VectorFreeAdaGrad()]
 
 
 def test_what_a_strategy_keeps_in_objects_is_memory_too():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import signal
 from dataclasses import dataclass
@@ -123,3 +124,23 @@ def test_a_bad_row_is_named_by_its_partition(spark):
     )
     with pytest.raises(firesteel.UsageError, match=r"holds NaN or infinity; .*row 17 of partition 1"):
         firesteel.train(net, frame, on=Spark(workers=2), progress="none")
+
+
+def test_sequences_from_named_data_sets(spark):
+    """Tokens with a class for every step, and lists of unequal length: as a DataFrame the very rows that arrays are."""
+    rng = np.random.default_rng(0)
+    x = (rng.integers(0, 5, (48, 1)) + np.arange(6)) % 5
+    steps = [rng.standard_normal((int(n), 2)).astype(np.float32) for n in rng.integers(1, 7, 48)]
+    settings = {"batch_size": 8, "max_steps": 3, "validation": None, "seed": 1, "progress": "none"}
+    for make, rows in (
+        (functools.partial(firesteel.models.CharLSTM, 5, 4), (x, (x + 1) % 5)),
+        (functools.partial(firesteel.models.LSTMClassifier, 2, 4, 2), (steps, np.array([int(s.sum() > 0) for s in steps]))),
+    ):
+        data = firesteel.datasets.Dataset("", rows, rows, 5)
+        frame = data.frame(spark)[0].coalesce(1)
+        found = firesteel.train(make, frame, features=data.features, on=Spark(workers=2), **settings)
+        local = firesteel.train(make, rows, on=firesteel.Local(workers=2), **settings)
+        from_table = firesteel.train(make, rows, on=Spark(workers=2), **settings)
+        torch.testing.assert_close(parameters(found), parameters(local))
+        assert from_table.evaluate(rows) == pytest.approx(found.evaluate(rows), abs=0.1)
+        assert found.evaluate(rows)["accuracy"] <= 1

@@ -15,9 +15,13 @@ from rich.table import Table
 
 from firesteel.cli.train import OPTIMIZERS, model_of, strategy_of
 from firesteel.errors import UsageError
+from firesteel.net.protocol import splits
 from firesteel.sim.cluster import Cluster
 from firesteel.sim.dry import Prediction
-from firesteel.sim.planner import TRUST, Plan, plan, suiting
+from firesteel.sim.planner import TRUST, Plan, grids, plan, suiting
+from firesteel.strategies import Grid
+
+_USUAL = ["SyncSGD", "NeuronParallel", "ModelAveraging", "DiLoCo", "DynSGD", "AEASGD"]
 
 
 @final
@@ -44,16 +48,18 @@ class PlanCommand:
     """A JSON file of hosts, links and speeds, as `firesteel calibrate` writes it."""
     workers: str = "1,2,4,8,16,32,64"
     """Numbers of workers to compare, separated by commas."""
-    strategies: list[str] = dataclasses.field(
-        default_factory=lambda: ["SyncSGD", "ModelAveraging", "DiLoCo", "DynSGD", "AEASGD"]
-    )
-    """Names of `firesteel strategies` or MODULE:CLASS, with their defaults; or all that suit the optimizer."""
+    strategies: list[str] = dataclasses.field(default_factory=lambda: list(_USUAL))
+    """Names of `firesteel strategies` or MODULE:CLASS, with their defaults; or all that suit model and optimizer. Grid: with 2
+    and with 4 parts of each replica. Without this flag, the usual ones that suit."""
     batch_size: int = 64
     """Rows of a step, per worker."""
     optimizer: Literal["adam", "adamw", "sgd", "adagrad"] = "adam"
     """The local optimizer; what it keeps of each parameter counts as memory."""
     servers: int = 1
     """Server processes, for strategies that have a center."""
+    input_shape: str | None = None
+    """Shape of a row, such as 28,28 for 28 steps of 28 numbers: for strategies that cut the network into parts, where its first
+    layer does not tell it."""
     target: float | None = None
     """Seconds per epoch that would do: the fewest workers that reach it are recommended."""
     plot: str | None = None
@@ -66,10 +72,15 @@ class PlanCommand:
     def run(self) -> int:
         numbers = _numbers(self.workers)
         names = list(TRUST) if self.strategies == ["all"] else self.strategies
-        model, optimizer = model_of(self.model), OPTIMIZERS[self.optimizer]()
-        chosen = [strategy_of(name, []) for name in names]
-        if names != self.strategies:
-            chosen = suiting(chosen, model(), optimizer, numbers[-1])
+        model, optimizer, inputs = model_of(self.model), OPTIMIZERS[self.optimizer](), _shape(self.input_shape)
+        chosen = [each for name in names for each in (grids(numbers) if name == "Grid" else [strategy_of(name, [])])]
+        if self.strategies in (["all"], _USUAL):
+            suited = suiting(chosen, model(), optimizer, numbers, inputs)
+            absent = [type(each).__name__ for each in chosen if each not in suited and splits(each)]
+            if absent:
+                names = ", ".join(dict.fromkeys(absent))
+                print(f"note: not planned: {names}; --strategies {absent[0]} says why.", file=sys.stderr)
+            chosen = suited
         imagined = Cluster.load(self.cluster)
         if imagined.about and self.model not in imagined.about:
             print(f"note: {self.cluster} was measured with {imagined.about}; seconds here are of that model.", file=sys.stderr)
@@ -89,8 +100,11 @@ class PlanCommand:
                 optimizer=optimizer,
                 shards=self.servers,
                 target_seconds=self.target,
+                inputs=inputs,
                 watch=lambda: bar.advance(task),
             )
+        for each in found.left_out:
+            print(f"note: left out {each}", file=sys.stderr)
         if self.plot:
             from firesteel.plots import speed_up
 
@@ -101,6 +115,15 @@ class PlanCommand:
         else:
             _show(found)
         return 0
+
+
+def _shape(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    found = tuple(int(n) if n.strip().isdigit() else 0 for n in text.split(","))
+    if min(found) < 1:
+        raise UsageError(f"--input-shape {text!r}: write numbers of 1 and more, such as 28,28.")
+    return found
 
 
 def _numbers(text: str) -> list[int]:
@@ -146,7 +169,8 @@ def _show(found: Plan) -> None:
 
 
 def _name(p: Prediction) -> str:
-    return type(p.strategy).__name__
+    name = type(p.strategy).__name__
+    return f"{name} {p.strategy.data}x{p.strategy.model}" if isinstance(p.strategy, Grid) else name
 
 
 def _bytes(n: float) -> str:

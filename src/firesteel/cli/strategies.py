@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from firesteel.errors import UsageError, did_you_mean
+from firesteel.outcome import brief
 from firesteel.strategies import CATALOGUE
 
 
@@ -56,8 +57,19 @@ def _summary(cls: type) -> str:
 
 
 def _signature(cls: Any) -> str:
-    return ", ".join(f"{f.name}={f.default!r}" for f in dataclasses.fields(cls))
+    return ", ".join(
+        f.name if f.default is dataclasses.MISSING else f"{f.name}={_shown(f.default)}" for f in dataclasses.fields(cls)
+    )
+
+
+def _shown(value: Any) -> str:
+    return brief(value) if dataclasses.is_dataclass(value) else repr(value)
 
 
 def _described(name: str, cls: Any) -> dict[str, Any]:
-    return {"name": name, "what": _summary(cls), "settings": {f.name: f.default for f in dataclasses.fields(cls)}}
+    return {"name": name, "what": _summary(cls), "settings": {f.name: _plain(f.default) for f in dataclasses.fields(cls)}}
+
+
+def _plain(default: Any) -> Any:
+    """A default as JSON has it; null also stands for a setting that must be given."""
+    return None if default is dataclasses.MISSING else brief(default) if dataclasses.is_dataclass(default) else default

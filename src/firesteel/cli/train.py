@@ -278,7 +278,11 @@ def strategy_of(name: str, settings: list[str]) -> Any:
     cls: Any = imported(name, "strategy") if ":" in name else CATALOGUE.get(name)
     if cls is None:
         raise UsageError(f"strategy {name!r} is not known.{did_you_mean(name, CATALOGUE)} There are: {', '.join(CATALOGUE)}.")
-    return cls(**_settings(cls, settings))
+    given, fields = _settings(cls, settings), getattr(cls, "__dataclass_fields__", {}).values()
+    missing = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING and f.name not in given]
+    if missing:
+        raise UsageError(f"{cls.__name__} needs --set {' '.join(f'{each}=...' for each in missing)}.")
+    return cls(**given)
 
 
 def _settings(cls: Any, settings: list[str]) -> dict[str, Any]:
@@ -295,8 +299,8 @@ def _settings(cls: Any, settings: list[str]) -> dict[str, Any]:
 
 
 def _value(text: str) -> Any:
-    """A Python literal, or else the text itself."""
+    """A Python literal, a strategy with its defaults, or else the text itself."""
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError):
-        return text
+        return strategy_of(text, []) if text in CATALOGUE else text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Iterable
 from typing import final
@@ -23,7 +24,9 @@ class Fold(nn.Module):
         self.shape: tuple[int, ...] = shape
 
     def forward(self, x: Tensor) -> Tensor:
-        return x.reshape(len(x), *self.shape)
+        known = math.prod(size for size in self.shape if size != -1)
+        left = math.prod(x.shape[1:]) // known  # said, as no rows at all would leave it open
+        return x.reshape(len(x), *(left if size == -1 else size for size in self.shape))
 
     def extra_repr(self) -> str:
         return ", ".join(map(str, self.shape))

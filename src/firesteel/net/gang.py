@@ -1,13 +1,13 @@
 """The net of real processes: `torch.distributed` between hosts, shared memory within one.
 
-No global process group is made: a gang owns its own, so a second run in the same process, or a run beside the user's
-own use of `torch.distributed`, does not meet it.
+No global process group is made, but for PyTorch's own sharding (`net.mesh`): a gang owns its own, so a second run in the
+same process, or a run beside the user's own use of `torch.distributed`, does not meet it.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Generator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, TypeVar, final
 
 import torch
@@ -15,9 +15,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._C._distributed_c10d import PrefixStore
 
-from firesteel.errors import PeerLost
 from firesteel.net.control import Control
 from firesteel.net.lacking import NoServer
+from firesteel.net.mesh import Mesh, mesh_of
+from firesteel.net.peers import peers_named
 from firesteel.net.pending import Pending
 from firesteel.net.protocol import Net, Op, Vec, WireType
 from firesteel.net.ranks import check_group, check_rank
@@ -27,18 +28,6 @@ from firesteel.trace import Trace
 T = TypeVar("T")
 _OPS = {"sum": dist.ReduceOp.SUM, "mean": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX}
 _WIRE = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-_LOST = ("closed by peer", "reset by peer", "timed out", "timeout", "broken pipe", "connection refused")
-
-
-@contextlib.contextmanager
-def _peers_named() -> Generator[None]:
-    """Turn a lost connection of the transport into PeerLost, so that it is never taken for the root cause."""
-    try:
-        yield
-    except RuntimeError as error:
-        if any(sign in str(error).lower() for sign in _LOST):
-            raise PeerLost(str(error).splitlines()[0]) from None
-        raise
 
 
 @final
@@ -68,6 +57,8 @@ class GangNet(NoServer):
         self._make: Callable[[Any, int, int], tuple[Any, SharedMemory | None]] = make
         self._smaller: list[GangNet] = []
         self._groups: dict[tuple[int, ...], int] = {}
+        self._meshes: int = 0
+        self._closing: contextlib.ExitStack = contextlib.ExitStack()
 
     # ---- all workers together ----------------------------------------------------------------------------------------
 
@@ -244,6 +235,12 @@ class GangNet(NoServer):
         self._smaller.append(net)
         return net
 
+    def mesh(self) -> Mesh:
+        """These workers, at least 2, for PyTorch's own sharding until the gang is closed; only nets of processes have it."""
+        self._meshes += 1
+        store = PrefixStore(f"mesh/{self._meshes}", self._store)
+        return self.gang._closing.enter_context(mesh_of(self._make, store, self.rank, self.size, self.trace))
+
     def publish(self, params: Vec, *rest: Tensor) -> None:
         gang, control = self.gang, self.gang.control
         if not control.met:
@@ -260,6 +257,7 @@ class GangNet(NoServer):
         """Give back what this net and the smaller ones made from it hold beside their process groups."""
         for net in self._smaller:
             net.close()
+        self._closing.close()
         if self._shared is not None:
             self._shared.close()
 
@@ -277,11 +275,11 @@ class GangNet(NoServer):
         self.control.stop_agreed = max(self.control.stop_agreed, stop)
 
     def _collective(self, call: Callable[[], Any]) -> Any:
-        with _peers_named():
+        with peers_named():
             return call()
 
     def _wait(self, work: Any) -> None:
-        with _peers_named():
+        with peers_named():
             _ = work.wait()
 
     def _done(self, kind: str, sent: int, finish: Callable[[], T]) -> Awaitable[T]:

@@ -122,6 +122,8 @@ class Strategy(Protocol):
       run's history;
     - `parts_of(self, workers: int) -> int` and `part(self, network, nothing, index, parts) -> nn.Module`: the network lies in
       so many parts, of which worker k has the one numbered k % parts; see `firesteel.parts.part`;
+    - `native = True`, beside `part`: it gets the module itself in place of a chain of layers, and PyTorch's own sharding moves
+      the tensors, which only nets between processes know;
     - `full_batch = True`: each of its steps sees all rows, so that a step is an epoch and there is no batch size;
     - `own_steps = True`: it moves the parameters by a rule of its own, without the run's optimizer;
     - `keeps_best = True`: its progress is not steady, so that the run's model is the published one that scored best in
@@ -185,6 +187,11 @@ def own_steps(strategy: object) -> bool:
 def splits(strategy: object) -> bool:
     """Whether a strategy's workers have the network in parts."""
     return callable(getattr(strategy, "part", None))
+
+
+def native(strategy: object) -> bool:
+    """Whether PyTorch's own sharding carries a strategy, which needs workers that are processes."""
+    return bool(getattr(strategy, "native", False))
 
 
 def keeps_best(strategy: object) -> bool:

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from firesteel.checkpoint import TYPES, header, raw
 from firesteel.errors import StrategyError
+from firesteel.flat import layout
 from firesteel.net.protocol import Vec
 from firesteel.parts.cuts import Cut, Piece
 from firesteel.results import CHUNK_BYTES, by_part, payloads, row, rows
-from firesteel.worker import layout
 
 # ---- who owns what ---------------------------------------------------------------------------------------------------
 

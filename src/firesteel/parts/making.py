@@ -13,6 +13,7 @@ from firesteel.data.shard import Shard
 from firesteel.evaluate import probe
 from firesteel.job import Job
 from firesteel.losses import Loss, RowLoss
+from firesteel.net.protocol import native
 from firesteel.parts.blueprint import Blueprint
 from firesteel.parts.example import revived
 from firesteel.parts.network import Network, network
@@ -31,7 +32,8 @@ def part_of(
 ) -> nn.Module:
     """Worker `rank`'s part of the job's network, filled with what the whole would have begun with.
 
-    It also sets the global generator, alike for all workers who share a replica: masks are drawn for whole layers.
+    It also sets the global generator, alike for all workers who share a replica: masks are drawn for whole layers. Parts with
+    `own_draws` draw for their own rows alone.
 
     Args:
         descriptions: of everyone's batches; see `parts.example`.
@@ -42,11 +44,16 @@ def part_of(
     blueprint = blueprint or Blueprint.of(job.build, job.seed)
     probe(blueprint.module, shard, loss, metrics)
     parts = strategy.parts_of(workers)
-    chain = network(blueprint.module, revived(descriptions, 2).inputs, type(strategy).__name__)
+    whole = taken(strategy, blueprint.module, revived(descriptions, 2).inputs)
     if costs is not None and getattr(strategy, "measures_layers", False):
-        chain = replace(chain, costs=costs(chain))
-    part = strategy.part(chain, revived(descriptions, 0), rank % parts, parts).to_empty(device="cpu")
+        whole = replace(whole, costs=costs(whole))
+    part = strategy.part(whole, revived(descriptions, 0), rank % parts, parts).to_empty(device="cpu")
     tensors = {**dict(part.named_parameters()), **dict(part.named_buffers())}
     blueprint.fill((tensors[name], piece) for name, piece in part.pieces.items())
-    randomness.train(job.seed, rank // parts)
+    randomness.train(job.seed, rank if getattr(part, "own_draws", False) else rank // parts)
     return part
+
+
+def taken(strategy: object, module: nn.Module, inputs: Sequence[Tensor]) -> Any:
+    """A network on the device "meta" as the strategy's `part` takes it: layer by layer, or as it is; `inputs` are two rows."""
+    return module if native(strategy) else network(module, inputs, type(strategy).__name__)

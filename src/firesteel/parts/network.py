@@ -9,7 +9,6 @@ from typing import Any, final
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from firesteel.errors import UsageError
 from firesteel.models.layers import run_chain
@@ -26,6 +25,8 @@ class Layer:
     """Shape of what one row brings to it, without the rows' dimension."""
     outputs: tuple[int, ...]
     """Shape of what one row leaves it with."""
+    order: tuple[int, ...]
+    """Dimensions of what a batch brings to it, from those that lie farthest apart in memory to those that lie nearest."""
     flops: float
     """Of one row's forward pass: two for each multiply-add, and one for each number where there are none."""
 
@@ -62,16 +63,17 @@ def network(module: nn.Module, inputs: Sequence[Tensor], who: str) -> Network:
         UsageError: it is neither an `nn.Sequential` nor has a method `chain()`, or a parameter belongs to none of its layers.
     """
     names = {id(each): name for name, each in module.named_modules()}
-    chain = _flat(module, who)
+    chain = chain_of(module, who)
     x, *rest = (each.to("meta") for each in inputs)
     lengths = rest[0] if rest else None
     layers: list[Layer] = []
     for each in chain:
-        before = tuple(x.shape[1:])
-        with FlopCounterMode(display=False) as counter, torch.no_grad():
+        before, strides = tuple(x.shape[1:]), x.stride()
+        order = tuple(sorted(range(x.dim()), key=lambda dim, strides=strides: -strides[dim]))
+        with torch.no_grad():
             x = run_chain([each], x, lengths)
-        cost = counter.get_total_flops() / len(x)
-        layers.append(Layer(names.get(id(each), ""), each, before, tuple(x.shape[1:]), cost or math.prod(x.shape[1:])))
+        after = tuple(x.shape[1:])
+        layers.append(Layer(names.get(id(each), ""), each, before, after, order, _flops(each, after)))
     owned = {id(p) for each in chain for p in each.parameters()}
     for name, p in module.named_parameters():
         if id(p) not in owned:
@@ -83,10 +85,26 @@ def network(module: nn.Module, inputs: Sequence[Tensor], who: str) -> Network:
     return Network(module, tuple(layers), tuple(inputs[0].shape[1:]), inputs[0].dtype)
 
 
-def _flat(module: nn.Module, who: str) -> list[nn.Module]:
+def _flops(layer: nn.Module, outputs: tuple[int, ...]) -> float:
+    """Of one row's forward pass: each output of a layer with weights takes one row of them."""
+    weights = [p for name, p in layer.named_parameters() if name.startswith("weight") and p.dim() > 1]
+    if isinstance(layer, nn.RNNBase):
+        return 2.0 * outputs[0] * sum(p.numel() for p in weights)
+    numbers = float(math.prod(outputs))
+    if not weights or isinstance(layer, nn.Embedding):
+        return numbers
+    return 2.0 * numbers * (weights[0].numel() / len(weights[0]))
+
+
+def chain_of(module: nn.Module, who: str) -> list[nn.Module]:
+    """The layers of a module, in order.
+
+    Raises:
+        UsageError: it is neither an `nn.Sequential` nor has a method `chain()`.
+    """
     chain = getattr(module, "chain", None)
     if type(module) is nn.Sequential:
-        return [inner for each in module for inner in (_flat(each, who) if type(each) is nn.Sequential else [each])]
+        return [inner for each in module for inner in (chain_of(each, who) if type(each) is nn.Sequential else [each])]
     if not callable(chain):
         raise UsageError(
             f"{who} takes a network layer by layer, and does not know the layers of {type(module).__name__}: give an "
@@ -94,4 +112,4 @@ def _flat(module: nn.Module, who: str) -> list[nn.Module]:
             "composition."
         )
     found: list[nn.Module] = list(chain())  # pyright: ignore[reportArgumentType]
-    return [inner for each in found for inner in (_flat(each, who) if type(each) is nn.Sequential else [each])]
+    return [inner for each in found for inner in (chain_of(each, who) if type(each) is nn.Sequential else [each])]

@@ -25,7 +25,7 @@ Back = Callable[[list[Tensor]], Awaitable[list[Tensor]]]
 class Cut:
     before: list[Tensor]
     after: list[Tensor]
-    back: Back
+    back: Back | None
     spent: float
     """What the graph before it cost, in forward passes of the whole network."""
     partial: bool = False
@@ -59,9 +59,10 @@ class Tape:
         """End the graph that `before` came from; the next one begins with leaves of the numbers of `after`."""
         needed = self._keep and any(x.requires_grad for x in before)
         leaves = [x.detach().requires_grad_(needed) for x in after]
-        made = Cut(list(before), leaves, back, self._since)
+        made = Cut([], [], None, self._since)
         self._since = 0.0
         if needed:  # else nothing before it has a parameter
+            made.before, made.after, made.back = list(before), leaves, back
             self._cuts.append(made)
         return made, leaves
 
@@ -71,8 +72,11 @@ class Tape:
         while self._cuts:
             cut = self._cuts.pop()
             grads = [torch.zeros_like(x) if x.grad is None else x.grad for x in cut.after]
+            assert cut.back is not None
             found = await cut.back(grads)
             self._propagate(cut.before, found, cut.spent)
+            # What goes back knows its cut, and the cut what goes back: apart, they are let go at once, not some steps later.
+            cut.before, cut.after, cut.back = [], [], None
 
     def _propagate(self, tensors: list[Tensor], grads: list[Tensor], spent: float) -> None:
         pairs = [(x, g) for x, g in zip(tensors, grads, strict=True) if x.requires_grad]

@@ -38,7 +38,6 @@ class OwnCells(SplitLayer):
         rows = tuple((gate * hidden + start, gate * hidden + stop) for gate in range(_GATES[module.mode]))
         for name, _ in module.named_parameters():
             self.own(name, 0, rows)
-        self.share = self.sizes[rank] / hidden
 
     async def run(self, flow: Flow, tape: Tape) -> Flow:
         module: Any = self.layer.module
@@ -48,7 +47,7 @@ class OwnCells(SplitLayer):
             flow = await self._layer(flow, tape, number, last)
             if not last and module.dropout and self.training:
                 batch, steps, units = flow.x.shape
-                mask = dropout_mask([steps, batch, units], module.dropout, flow.x).transpose(0, 1)
+                mask = dropout_mask([batch, steps, units], module.dropout, flow.x, (1, 0, 2))
                 flow = flow.on(flow.x * mask)
         return flow
 

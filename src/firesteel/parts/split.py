@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, final
 
 import torch
@@ -30,7 +30,7 @@ class SplitLayer(nn.Module):
         super().__init__()
         self.layer: Layer = layer
         self.pieces: dict[str, Piece] = {}
-        self.share: float = 1.0  # of the layer's cost, for all rows
+        self.share: float = 1.0  # of the layer's cost, where all workers have what comes out
         self.sums_rows: bool = False  # its gradient is that of this worker's rows only
 
     def own(self, name: str, dim: int | None, ranges: tuple[tuple[int, int], ...] = (), shared: bool = False) -> None:
@@ -46,7 +46,9 @@ class SplitLayer(nn.Module):
     async def pass_on(self, flow: Flow, tape: Tape, all_flops: float) -> Flow:
         """Run the layer."""
         out = await self.run(flow, tape)
-        share = self.share if flow.at != "rows" or out.at != "rows" else flow.rows.counts[flow.rows.rank] / flow.rows.total
+        share, have = self.share, {"rows": out.rows.counts, "units": out.sizes}.get(out.at)
+        if have is not None:
+            share = have[out.rows.rank] / sum(have)
         tape.computed(share * self.layer.flops / all_flops)
         return out
 
@@ -73,7 +75,6 @@ class OwnOutputs(SplitLayer):
         self.sizes: tuple[int, ...] = sizes_of(units, size)
         self.own("weight", 0, _ranges(units, rank, size))
         self.own("bias", 0, _ranges(units, rank, size))
-        self.share = self.sizes[rank] / units
 
     async def run(self, flow: Flow, tape: Tape) -> Flow:
         flow = await to_all(flow, tape)
@@ -116,7 +117,6 @@ class OwnColumns(SplitLayer):
         units = layer.module.weight.shape[1]
         self.sizes: tuple[int, ...] = sizes_of(units, size)
         self.own("weight", 1, _ranges(units, rank, size))
-        self.share = self.sizes[rank] / units
 
     async def run(self, flow: Flow, tape: Tape) -> Flow:
         flow = await to_all(flow, tape)
@@ -146,7 +146,6 @@ class OwnNorm(SplitLayer):
             self.module.num_channels = own
         else:
             self.module.num_features = own
-        self.share = own / sum(sizes)
 
     async def run(self, flow: Flow, tape: Tape) -> Flow:
         return flow.on(self.module(flow.x))
@@ -210,14 +209,15 @@ class Drop(SplitLayer):
         if not self.training or p == 0:
             return flow
         rows, x = flow.rows, flow.x
-        shape = list(x.shape)
+        shape, order = list(x.shape), self.layer.order
         if flow.at == "units":
             shape[flow.dim] = sum(flow.sizes)
         elif flow.at == "rows":
             shape[0] = rows.total
         if isinstance(self.layer.module, nn.Dropout1d | nn.Dropout2d | nn.Dropout3d):  # whole channels
             shape[2:] = [1] * len(shape[2:])
-        mask = dropout_mask(shape, p, x)
+            order = range(len(shape))
+        mask = dropout_mask(shape, p, x, order)
         if flow.at == "units":
             mask = own_part(mask, flow.dim, flow.sizes, rows.rank)
         elif flow.at == "rows":
@@ -225,7 +225,8 @@ class Drop(SplitLayer):
         return flow.on(x * mask)
 
 
-def dropout_mask(shape: list[int], p: float, like: Tensor) -> Tensor:
-    """What `torch.nn.functional.dropout` multiplies a dense tensor of this shape with."""
-    mask = torch.empty(shape, dtype=like.dtype, device=like.device)
-    return mask.zero_() if p == 1 else mask.bernoulli_(1 - p).div_(1 - p)
+def dropout_mask(shape: Sequence[int], p: float, like: Tensor, order: Sequence[int]) -> Tensor:
+    """What `torch.nn.functional.dropout` multiplies a dense tensor of this shape with, whose dimensions lie in this order."""
+    mask = torch.empty([shape[dim] for dim in order], dtype=like.dtype, device=like.device)
+    mask = mask.zero_() if p == 1 else mask.bernoulli_(1 - p).div_(1 - p)
+    return mask.permute([list(order).index(dim) for dim in range(len(shape))])

@@ -15,11 +15,11 @@ from firesteel.parts.cuts import Piece
 from firesteel.parts.flow import Flow, Rows, tell, to_all
 from firesteel.parts.meetings import Meetings, Memory
 from firesteel.parts.network import Network
+from firesteel.parts.part import Meter
 from firesteel.parts.passes import Tape
 from firesteel.parts.plan import Conv, Planner, Weights
 from firesteel.parts.softmax import split_cross_entropy
 from firesteel.parts.split import SplitLayer
-from firesteel.worker import Meter
 
 
 @final
@@ -142,12 +142,17 @@ def _joined(grads: list[Tensor]) -> list[Tensor]:
     found: list[Tensor] = []
     for grad in grads:
         flat = grad.as_strided((grad.numel(),), (1,))
-        if found and found[-1].data_ptr() + found[-1].nbytes == flat.data_ptr() and not flat.is_meta:
+        if found and _place(found[-1], found[-1].numel()) == _place(flat):
             both = found[-1].numel() + flat.numel()
             found[-1] = found[-1].as_strided((both,), (1,))
         else:
             found.append(flat)
     return found
+
+
+def _place(x: Tensor, further: int = 0) -> tuple[int, int]:
+    """Where in which memory a tensor begins, or so many numbers further: also on the device "meta", which has no addresses."""
+    return x.untyped_storage()._cdata, int(x.storage_offset()) + further
 
 
 def _number(loss: Tensor) -> float:

@@ -16,13 +16,14 @@ import torch
 from torch import nn
 
 from firesteel.errors import UsageError
+from firesteel.flat import flatten
 from firesteel.local.world import Local
 from firesteel.net.protocol import Net, Push, Vec
 from firesteel.net.shared import host_name
 from firesteel.optim import SGD
 from firesteel.run import Run
 from firesteel.sim.cluster import Cluster, Compute, Draw, Merging, Network
-from firesteel.worker import Worker, flatten
+from firesteel.worker import Worker
 
 _TIMES = 24  # each measurement; the first quarter warms up
 _SECONDS = 1.5  # of each measurement, at least: what else a machine does comes by the tenth of a second

@@ -20,11 +20,13 @@ from torch import Tensor, nn
 
 from firesteel.data.batches import Plan
 from firesteel.errors import UsageError
+from firesteel.flat import Slot, buckets, layout
 from firesteel.net.protocol import Vec
 from firesteel.optim import OptimizerSettings
+from firesteel.sim.dry_part import bare
 from firesteel.sim.fabric import stands_in
 from firesteel.sim.simulation import Member, Pace
-from firesteel.worker import FORWARD, Slot, buckets, layout
+from firesteel.worker import FORWARD
 
 _HEIGHT = 1e12  # of the loss over all rows; it halves with each quasi-Newton step
 
@@ -41,6 +43,9 @@ class ModelSize:
     """Tensors of the model's size that the optimizer keeps."""
     optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]
     """Makes one like the run's."""
+    module: nn.Module
+    """On the device "meta", without dropout."""
+    settings: OptimizerSettings
     fixed_bytes: int = 0
     """Of frozen parameters and buffers, which every worker keeps and none sends."""
 
@@ -67,14 +72,18 @@ class ModelSize:
         kept = [v for v in built.state[first].values() if isinstance(v, Tensor) and v.shape == first.shape]
         size = slots[-1].offset + slots[-1].numel
         fixed = [p for p in model.parameters() if not p.requires_grad] + list(model.buffers())
+        fixed_bytes = sum(x.nbytes for x in fixed)
         make: Any = type(built)
+        model.zero_grad()
         return ModelSize(
             size,
             dtype.itemsize,
             tuple(slots),
             len(kept),
             lambda parameters: make([{"params": parameters, **settings}]),
-            sum(x.nbytes for x in fixed),
+            bare(model),
+            optimizer,
+            fixed_bytes,
         )
 
 

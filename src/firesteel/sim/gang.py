@@ -137,6 +137,8 @@ class SimulatedGang(NoServer):
         how = call.said[len(call.kind) + 1 : -1]
         if self.size == 1:
             values = xs
+        elif xs[0].is_meta:
+            values = _unfilled(call.kind, xs)
         elif call.kind == "all_reduce":
             values = _all_reduce(xs, how, [e.weight for e in entries])
         elif call.kind == "all_gather":
@@ -221,6 +223,14 @@ def _missing(circle: Circle, number: int) -> str:
         return ""
     absent = [circle.members[r] for r in range(len(circle.members)) if r not in call.entries]
     return f", which {len(absent)} of {len(circle.members)} have not made (worker {absent[0]} first)" if absent else ""
+
+
+def _unfilled(kind: str, xs: list[Tensor]) -> list[Tensor]:
+    """What comes of tensors without numbers."""
+    first = xs[0]
+    if kind == "all_gather":
+        return [first.new_empty(len(xs) * len(first), *first.shape[1:]) for _ in xs]
+    return list(torch.empty_like(first).tensor_split(len(xs))) if kind == "reduce_scatter" else xs
 
 
 def _all_reduce(xs: list[Tensor], op: str, weights: list[float]) -> list[Tensor]:

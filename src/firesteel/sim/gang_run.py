@@ -30,7 +30,7 @@ from firesteel.parts.assembly import Replicas, fingerprint, hand_over, joined, p
 from firesteel.parts.blueprint import Blueprint
 from firesteel.parts.example import outline
 from firesteel.parts.making import part_of
-from firesteel.results import Kept, best_of, check_result, digest, history_row, ipc, mark_of, rows, to_add_up
+from firesteel.results import Kept, best_of, check_result, digest, finite, history_row, ipc, mark_of, rows, to_add_up
 from firesteel.sim.cluster import Cluster, Failure
 from firesteel.sim.gang import Circle, SimulatedGang
 from firesteel.sim.shipping import shipping
@@ -191,7 +191,7 @@ class GangRun:
         seat, member = self.seats[rank], self.seats[rank].member
         assert member is not None
         step = seat.worker.steps_done
-        if not bool(torch.isfinite(params).all()):
+        if not finite(params):
             raise Diverged(
                 f"parameters are no longer finite at step {step} on worker {rank}. "
                 "Lower the learning rate, or set clip_norm; the last good model is kept."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import copy
 import dataclasses
 import inspect
 import math
@@ -13,19 +13,32 @@ from typing import Any, final
 from torch import nn
 
 from firesteel.errors import UsageError
-from firesteel.net.protocol import own_steps
+from firesteel.net.protocol import native, own_steps, splits
 from firesteel.optim import SGD, OptimizerSettings
 from firesteel.sim.cluster import Cluster
 from firesteel.sim.dry import Prediction, rehearse
+from firesteel.sim.dry_part import Parts
 from firesteel.sim.dry_worker import ModelSize
-from firesteel.strategies import EAMSGD, Ensemble, Single
+from firesteel.strategies import EAMSGD, Ensemble, Grid, Single
 
 _WORTH = 0.5  # efficiency below which a further worker mostly waits
 _NEARLY = 0.75  # of the best speed at which a strategy that is easier to trust is preferred
 
 # What comes earlier is easier to trust: nearer to one process with one big batch, and with less to tune.
 TRUST = (
-    *("SyncSGD", "VectorFreeAdam", "VectorFreeAdaGrad", "PostLocalSGD", "ModelAveraging", "SlowMo", "DiLoCo", "EASGD"),
+    *(
+        "SyncSGD",
+        "NeuronParallel",
+        "Pipeline",
+        "Grid",
+        "VectorFreeAdam",
+        "VectorFreeAdaGrad",
+        "PostLocalSGD",
+        "ModelAveraging",
+        "SlowMo",
+        "DiLoCo",
+        "EASGD",
+    ),
     *("DynSGD", "AGN", "ADAG", "AEASGD", "EAMSGD"),
 )
 
@@ -39,6 +52,8 @@ class Plan:
     """Seconds per epoch of one worker without a network."""
     predictions: tuple[Prediction, ...]
     target_seconds: float | None
+    left_out: tuple[str, ...] = ()
+    """Which strategies that cut the network into parts cannot run with which numbers of workers, and why."""
 
     def speed_up(self, prediction: Prediction) -> float:
         return self.alone_seconds / prediction.epoch_seconds
@@ -96,6 +111,10 @@ def _workers(number: int) -> str:
     return "1 worker is" if number == 1 else f"{number} workers are"
 
 
+def _many(number: int) -> str:
+    return "1 worker" if number == 1 else f"{number} workers"
+
+
 def _eased(chosen: Prediction, among: list[Prediction]) -> str:
     same = [p for p in among if p.workers == chosen.workers]
     fastest = min(same, key=lambda p: p.epoch_seconds)
@@ -116,6 +135,7 @@ def plan(
     optimizer: OptimizerSettings,
     shards: int = 1,
     target_seconds: float | None = None,
+    inputs: tuple[int, ...] | None = None,
     watch: Callable[[], None] = lambda: None,
 ) -> Plan:
     """Predict seconds per epoch, bytes and memory of every strategy with every number of workers.
@@ -127,6 +147,9 @@ def plan(
         rows: of the whole data set; `batch_size` is per worker.
         shards: servers of the center, for strategies that have one.
         target_seconds: of an epoch; the fewest workers that reach it are recommended.
+        inputs: shape of a row, for strategies that cut the network into parts, of which each is planned with those numbers of
+            workers that it can have; None: what the first layer says of it. Sequences, (T, ...), are all as long; labels are
+            classes.
         watch: called after every prediction.
 
     Raises:
@@ -144,27 +167,60 @@ def plan(
     module = model if isinstance(model, nn.Module) or not callable(model) else model()
     if not isinstance(module, nn.Module):
         raise UsageError(f"model={model!r}: give an nn.Module, or a call that makes one.")
-    for strategy in strategies:
-        _check_suits(strategy, module, optimizer, max(workers))
+    refused: dict[tuple[int, int], UsageError] = {}  # by number of workers and of strategy
+    for number, strategy in enumerate(strategies):
+        unfit = _refusals(strategy, module, optimizer, workers, inputs)
+        if len(unfit) == len(set(workers)):
+            raise unfit[max(workers)]
+        refused |= {(n, number): error for n, error in unfit.items()}
     sizes = {kind: ModelSize.of(module, kind) for kind in {optimizer, SGD()}}
     alone = rehearse(Single(), cluster.resized(1), sizes[optimizer], rows, batch_size).epoch_seconds
     found: list[Prediction] = []
     for n in workers:
-        for strategy in strategies:
-            if not (isinstance(strategy, Single) and n > 1):
+        for number, strategy in enumerate(strategies):
+            if not (isinstance(strategy, Single) and n > 1) and (n, number) not in refused:
                 size = sizes[_local(strategy, optimizer)]
-                found.append(rehearse(strategy, cluster.resized(n), size, rows, batch_size, shards))
+                found.append(rehearse(strategy, cluster.resized(n), size, rows, batch_size, shards, inputs))
             watch()
-    return Plan(alone, tuple(found), target_seconds)
+    left_out = [
+        f"{type(strategies[number]).__name__} with {_many(n)}: {error}"
+        for (n, number), error in refused.items()
+        if not isinstance(strategies[number], Grid)  # which is for one number
+    ]
+    return Plan(alone, tuple(found), target_seconds, tuple(left_out))
 
 
-def suiting(strategies: list[Any], module: nn.Module, optimizer: OptimizerSettings, workers: int) -> list[Any]:
-    """Those of the strategies that would train this model with this optimizer."""
-    found: list[Any] = []
-    for strategy in strategies:
-        with contextlib.suppress(UsageError):
-            _check_suits(strategy, module, optimizer, workers)
-            found.append(strategy)
+def suiting(
+    strategies: list[Any],
+    module: nn.Module,
+    optimizer: OptimizerSettings,
+    workers: list[int],
+    inputs: tuple[int, ...] | None = None,
+) -> list[Any]:
+    """Those of the strategies that would train this model with this optimizer, with some of these numbers of workers."""
+    return [s for s in strategies if len(_refusals(s, module, optimizer, workers, inputs)) < len(set(workers))]
+
+
+def _refusals(
+    strategy: Any, module: nn.Module, optimizer: OptimizerSettings, workers: list[int], inputs: tuple[int, ...] | None
+) -> dict[int, UsageError]:
+    """Numbers of workers with which training would not start, by the strategy's own check; it is asked for the most of them.
+
+    One that cuts the network into parts is asked for each, also to cut it.
+    """
+    if not splits(strategy):
+        try:
+            _check_suits(strategy, module, optimizer, max(workers))
+        except UsageError as error:
+            return dict.fromkeys(workers, error)
+        return {}
+    found, empty = dict[int, UsageError](), copy.deepcopy(module).to("meta")
+    for n in workers:
+        try:
+            _check_suits(strategy, module, optimizer, n)
+            _ = Parts(strategy, empty, n, inputs).part(0)
+        except UsageError as error:
+            found[n] = error
     return found
 
 
@@ -173,6 +229,11 @@ def _check_suits(strategy: Any, module: nn.Module, optimizer: OptimizerSettings,
     check = getattr(strategy, "check", None)
     if check is not None:
         _ = check(workers, _local(strategy, optimizer).build(module), module)
+
+
+def grids(workers: list[int]) -> list[Grid]:
+    """Of NeuronParallel, with 2 or 4 parts of each replica: all that have one of these numbers of workers."""
+    return [Grid(n // parts, parts) for parts in (2, 4) for n in workers if n > parts and n % parts == 0]
 
 
 def _local(strategy: Any, optimizer: OptimizerSettings) -> OptimizerSettings:
@@ -198,6 +259,10 @@ def _check_strategies(strategies: list[Any], workers: list[int]) -> None:
             raise UsageError(f"strategies: {each.__name__} is a class; give an instance: {each.__name__}().")
         if not inspect.iscoroutinefunction(getattr(each, "run", None)):
             raise UsageError(f"strategies: {each!r} has no `async def run(self, worker, net)`; see docs/write-your-own.md.")
+        if native(each):
+            raise UsageError(
+                f"strategies: {type(each).__name__} is run by PyTorch's own sharding, whose costs no plan knows; leave it out."
+            )
     idle = (Ensemble,) if min(workers) == 1 else (Ensemble, Single)
     if all(isinstance(each, idle) for each in strategies):
         raise UsageError(

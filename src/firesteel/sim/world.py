@@ -16,6 +16,7 @@ from firesteel.failures import describe, raise_cause
 from firesteel.job import Job, Score
 from firesteel.lent import lent
 from firesteel.net.hosting import Collected, Serve
+from firesteel.net.protocol import native
 from firesteel.server import DEFAULT, Server
 from firesteel.sim.center import Servers
 from firesteel.sim.cluster import Cluster
@@ -99,6 +100,11 @@ def run(
 
 
 def _check(job: Job) -> None:
+    if native(job.strategy):
+        raise UsageError(
+            f"{type(job.strategy).__name__} is run by PyTorch's own sharding, which knows no virtual time. Use "
+            "on=Local(...) or Spark(...); NeuronParallel and Pipeline can be simulated."
+        )
     if job.early_stopping is not None:
         raise UsageError(
             "early stopping evaluates while all workers wait, which virtual time does not do; give epochs or max_seconds, and "

@@ -10,6 +10,7 @@ from firesteel.strategies.excursions import ADAG, AGN, Downpour, DynSGD
 from firesteel.strategies.gradients import SyncSGD
 from firesteel.strategies.grid import Grid
 from firesteel.strategies.independent import Ensemble, Single
+from firesteel.strategies.native import FullyShard, TensorParallel
 from firesteel.strategies.neuron import NeuronParallel
 from firesteel.strategies.pipeline import Pipeline
 from firesteel.strategies.quasi_newton import VectorFreeLBFGS
@@ -29,6 +30,7 @@ __all__ = [
     "Downpour",
     "DynSGD",
     "Ensemble",
+    "FullyShard",
     "Grid",
     "ModelAveraging",
     "NeuronParallel",
@@ -38,6 +40,7 @@ __all__ = [
     "SlowMo",
     "SyncSGD",
     "TaylorADMM",
+    "TensorParallel",
     "VectorFreeAdaGrad",
     "VectorFreeAdam",
     "VectorFreeLBFGS",
@@ -50,7 +53,7 @@ CATALOGUE = {
         *(SyncSGD, ModelAveraging, PostLocalSGD, SlowMo, DiLoCo, EASGD),
         *(VectorFreeLBFGS, VectorFreeAdam, VectorFreeAdaGrad),
         *(TaylorADMM, DlADMM, ConsensusADMM),
-        *(NeuronParallel, Pipeline, Grid),
+        *(NeuronParallel, Pipeline, FullyShard, TensorParallel, Grid),
         *(Downpour, AGN, DynSGD, ADAG, AEASGD, EAMSGD),
     )
 }

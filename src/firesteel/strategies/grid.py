@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from firesteel.errors import UsageError
-from firesteel.net.protocol import Net, Strategy, Vec, full_batch, has_server, own_steps, splits
+from firesteel.net.protocol import Net, Strategy, Vec, full_batch, has_server, native, own_steps, splits
 from firesteel.strategies.gradients import SyncSGD
 from firesteel.strategies.neuron import NeuronParallel
 from firesteel.worker import Worker
@@ -29,7 +29,7 @@ class Grid:
     model: int
     """Workers that share one replica, >= 1; there are data * model workers."""
     within: Any = NeuronParallel()  # noqa: RUF009
-    """How they share it: NeuronParallel(...) or Pipeline(...)."""
+    """How they share it: NeuronParallel(...), Pipeline(...), FullyShard(...) or TensorParallel(...)."""
     across: Strategy = SyncSGD()  # noqa: RUF009
     """How the replicas train together: SyncSGD(), ModelAveraging(...), ..."""
 
@@ -37,7 +37,9 @@ class Grid:
         if self.data < 1 or self.model < 1:
             raise UsageError(f"Grid(data={self.data}, model={self.model}): both are at least 1.")
         if not splits(self.within) or isinstance(self.within, Grid):
-            raise UsageError(f"Grid(within={self.within!r}): give NeuronParallel(...) or Pipeline(...).")
+            raise UsageError(
+                f"Grid(within={self.within!r}): give NeuronParallel(), Pipeline(...), FullyShard() or TensorParallel(plan)."
+            )
         if splits(self.across) or full_batch(self.across) or own_steps(self.across) or has_server(self.across):
             raise UsageError(
                 f"Grid(across={self.across!r}): give a synchronous strategy that steps by gradients of batches, such as "
@@ -45,6 +47,10 @@ class Grid:
             )
         if getattr(self.within, "local_steps", 1) > 1:
             raise UsageError("Grid(within=NeuronParallel(local_steps=...)): the strategy across takes exact steps; leave it 1.")
+
+    @property
+    def native(self) -> bool:
+        return native(self.within)
 
     def check(self, workers: int, optimizer: torch.optim.Optimizer, module: nn.Module) -> str | None:
         if workers != self.data * self.model:

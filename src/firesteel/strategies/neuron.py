@@ -27,6 +27,7 @@ class NeuronParallel:
 
     With `local_steps` k > 1, k - 1 more steps follow on the same batch without the network: each worker moves its own weights
     alone, while what the others contribute stays what it was in the exact pass; each such move counts `damping` times.
+    When that converges, and when it pays: docs/strategies/local-steps.md.
     """
 
     parts: int | None = None
@@ -65,11 +66,12 @@ class NeuronParallel:
     def part(self, network: Any, nothing: Any, index: int, parts: int) -> nn.Module:
         """The part numbered `index`."""
         made = SplitNetwork(network, nothing, index, parts, self.conv, self.weights, "NeuronParallel")
-        if self.local_steps > 1 and any(piece.shared and piece.cut.whole for piece in made.pieces.values()):
-            shared = next(piece.name for piece in made.pieces.values() if piece.shared and piece.cut.whole)
+        shared = [made.pieces[name].name for name, _ in made.named_parameters() if made.pieces[name].shared]
+        if self.local_steps > 1 and shared:
             raise UsageError(
-                f"NeuronParallel(local_steps={self.local_steps}) moves each weight where its owner is, but '{shared}' is at "
-                'every worker. Set conv="split", or local_steps=1.'
+                f"NeuronParallel(local_steps={self.local_steps}) moves each weight at the one worker that owns it, but "
+                f"'{shared[0]}' is at every worker. Set conv=\"split\" for convolutions, take GroupNorm or none in place of "
+                "other normalisations; or set local_steps=1."
             )
         return made
 
@@ -78,15 +80,25 @@ class NeuronParallel:
         part.bind(net)
         damping = 1 / net.size if self.damping is None else self.damping
         for _, batch in worker.steps():
-            if self.local_steps > 1:
-                part.memory = Memory()
-            worker.step(worker.gradient(batch))
-            part.alone = True
-            for _ in range(self.local_steps - 1):
-                before = worker.params.clone()
-                _ = worker.gradient(batch)
-                _ = worker.optimizer.step()
-                worker.params = before.lerp_(worker.params, damping)
-            part.alone, part.memory = False, None
+            if self.local_steps == 1:
+                worker.step(worker.gradient(batch))
+            else:
+                self._relaxed(worker, part, batch, damping)
             net.publish(worker.params)
         return worker.params
+
+    def _relaxed(self, worker: Worker, part: Any, batch: Any, damping: float) -> None:
+        """An exact step, and those without the network: with its dropout masks, its rate, and scaled down as it was."""
+        part.memory, drawn = Memory(), torch.get_rng_state()
+        _ = worker.gradient(batch)
+        scale = worker.clip()
+        _ = worker.optimizer.step()
+        part.alone = True
+        for _ in range(self.local_steps - 1):
+            before = worker.params.clone()
+            torch.set_rng_state(drawn)
+            _ = worker.gradient(batch).mul_(scale)
+            _ = worker.optimizer.step()
+            worker.params = before.lerp_(worker.params, damping)
+        part.alone, part.memory = False, None
+        worker.advance()
