@@ -21,7 +21,7 @@ from benchmarks.wire import classic, hosts_tool
 
 RATE, BATCH, REPETITIONS = 200, 64, 3  # Mbit/s; rows of each of two workers
 NETWORKS = {"wide, 784-4096-4096-10": (784, 4096, 4096, 10), "narrow, 784-64-64-10": (784, 64, 64, 10)}
-STEPS = {"wide, 784-4096-4096-10": 6, "narrow, 784-64-64-10": 100}
+STEPS = {"wide, 784-4096-4096-10": 4, "narrow, 784-64-64-10": 100}
 STRATEGIES = (firesteel.SyncSGD(), firesteel.NeuronParallel(), firesteel.NeuronParallel(weights="rows"))
 OPTIMIZER = firesteel.SGD(lr=0.01, momentum=0.9)
 

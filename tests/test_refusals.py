@@ -30,6 +30,21 @@ def table(**columns):
     return pa.table({"features": [row.tolist() for row in X], "label": Y, **columns})
 
 
+class Carrying(torch.nn.Module):
+    """A recurrent network that goes on where the batch before ended."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells, self.out, self.state = torch.nn.RNN(6, 4), torch.nn.Linear(4, 3), None
+
+    def forward(self, x):
+        states, self.state = self.cells(x, None if self.state is None else self.state.detach())
+        return self.out(states)
+
+
+SPLIT = firesteel.NeuronParallel()
+
+
 def holed():
     rows = [row.tolist() for row in X]
     rows[7] = None
@@ -72,6 +87,27 @@ REFUSED_AT_ONCE = {
     "a loss that returns a vector": (
         lambda: dict(data=(X, Y), loss=lambda o, t: torch.nn.functional.cross_entropy(o, t, reduction="none")),
         r"must return a scalar tensor, but it returned a tensor of shape \(2,\)",
+    ),
+    "recurrent state across shuffled batches": (lambda: dict(data=(X, Y), model=Carrying), "carries state from batch to batch"),
+    "a layer that cannot be split": (
+        lambda: dict(data=(X, Y), model=lambda: torch.nn.Sequential(torch.nn.Linear(6, 4), torch.nn.PReLU()), strategy=SPLIT),
+        r"NeuronParallel cannot split layer 1, '1' \(PReLU\)\. It knows Linear.*FullyShard\(\) and TensorParallel\(plan\)",
+    ),
+    "a network that is no chain of layers": (
+        lambda: dict(data=(X, Y), model=Carrying, strategy=SPLIT),
+        r"does not know the layers of Carrying.*chain\(\)",
+    ),
+    "more parts than units": (
+        lambda: dict(data=(X, Y), model=lambda: firesteel.models.MLP(6, 3, 3), strategy=SPLIT, on=Local(4)),
+        r"'layers.0' \(Linear\) has 3 units, which cannot be spread over 4 parts",
+    ),
+    "a stage without a layer": (
+        lambda: dict(data=(X, Y), model=lambda: firesteel.models.MLP(6, 3), strategy=firesteel.Pipeline()),
+        "stage",
+    ),
+    "workers that are not those of a grid": (
+        lambda: dict(data=(X, Y), strategy=firesteel.Grid(2, 2)),
+        "is for 4 workers, but there are 2",
     ),
     "an unknown loss": (lambda: dict(data=(X, Y), loss="crossentropy"), "Did you mean 'cross_entropy'"),
     "an unknown metric": (lambda: dict(data=(X, Y), metrics=("acuracy",)), "Did you mean 'accuracy'"),

@@ -116,7 +116,8 @@ def probe(module: nn.Module, shard: Shard, loss: Loss, metrics: dict[str, RowLos
     """Try two rows, so that what does not fit is told at once and in words.
 
     Raises:
-        UsageError: the model does not take the features, its outputs do not suit the loss, or labels exceed the classes.
+        UsageError: the model does not take the features, its outputs do not suit the loss, labels exceed the classes, or it
+            remembers the rows it was asked before.
     """
     if not shard.rows:
         return
@@ -127,9 +128,13 @@ def probe(module: nn.Module, shard: Shard, loss: Loss, metrics: dict[str, RowLos
     shapes = ", ".join(str(tuple(x.shape)) for x in batch.inputs)
     with evaluating(module):
         try:
+            drawn = torch.get_rng_state()
             outputs = module(*inputs)
             if meta:
                 outputs = torch.zeros(outputs.shape, dtype=outputs.dtype)
+            else:
+                torch.set_rng_state(drawn)
+                _answers_alike(outputs, module(*inputs))
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise UsageError(
                 f"the model does not take the features: a batch of shape {shapes} "
@@ -160,3 +165,12 @@ def probe(module: nn.Module, shard: Shard, loss: Loss, metrics: dict[str, RowLos
                 f"loss or metrics do not fit: outputs {got}, labels {tuple(target.shape)} {target.dtype} "
                 f"raised {type(error).__name__}: {error}"
             ) from error
+
+
+def _answers_alike(once: object, again: object) -> None:
+    if isinstance(once, Tensor) and isinstance(again, Tensor) and not torch.equal(once.nan_to_num(), again.nan_to_num()):
+        raise UsageError(
+            "the model, asked twice about the same rows in evaluation mode, gives two answers: it carries state from batch "
+            "to batch, such as the hidden state of a recurrent layer, but batches are shuffled rows that do not follow each other. "
+            "Begin each batch anew, and give sequences that belong together as one row (firesteel.Sequence)."
+        )
