@@ -90,12 +90,12 @@ class Trained:
 
     def apart(self, other: Trained) -> float:
         """The largest difference between two of these."""
-        pairs = [(torch.tensor(self.losses), torch.tensor(other.losses))]
+        pairs = [(torch.tensor(x.losses, dtype=torch.float64) for x in (self, other))]
         pairs += [(self.tensors[name], other.tensors[name]) for name in self.tensors.keys() | other.tensors.keys()]
         for name in self.state.keys() | other.state.keys():
             mine, theirs = self.state[name], other.state[name]
             pairs += [(mine[key], theirs[key]) for key in mine.keys() | theirs.keys()]
-        return max(float((a.double() - b.double()).abs().max()) for a, b in pairs)
+        return float(torch.stack([(a.double() - b.double()).abs().max() for a, b in pairs]).max())  # of a NaN, NaN
 
 
 def alone(build: Build, batches: Sequence[Batch], optimizer: Optimizer, clip: float | None = None) -> Trained:
