@@ -170,7 +170,7 @@ def probe(module: nn.Module, shard: Shard, loss: Loss, metrics: dict[str, RowLos
 def _answers_alike(once: object, again: object) -> None:
     if isinstance(once, Tensor) and isinstance(again, Tensor) and not torch.equal(once.nan_to_num(), again.nan_to_num()):
         raise UsageError(
-            "the model, asked twice about the same rows in evaluation mode, gives two answers: it carries state from batch "
-            "to batch, such as the hidden state of a recurrent layer, but batches are shuffled rows that do not follow each other. "
-            "Begin each batch anew, and give sequences that belong together as one row (firesteel.Sequence)."
+            "the model, asked twice about the same rows in evaluation mode, gives two answers: it carries state from batch to "
+            "batch, such as the hidden state of a recurrent layer, but batches are shuffled rows that do not follow each "
+            "other. Begin each batch anew, and give sequences that belong together as one row (firesteel.Sequence)."
         )
