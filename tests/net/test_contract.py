@@ -203,7 +203,15 @@ def test_unequal_calls_are_an_error_that_names_both():
         await net.all_reduce(torch.ones(3 + net.rank))
 
     found = gang(2, program, True)
-    assert any("called all_reduce on 12 bytes, worker 1 on 16" in text for _, text, _ in found.values())
+    assert any("called all_reduce on 12 bytes, worker 1 all_reduce on 16" in text for _, text, _ in found.values())
+
+
+def test_different_calls_on_as_many_bytes_are_an_error_that_names_both():
+    async def program(net):
+        await (net.all_gather(torch.ones(4)) if net.rank else net.reduce_scatter(torch.ones(4)))
+
+    found = gang(2, program, True)
+    assert any("called reduce_scatter on 16 bytes, worker 1 all_gather on 16" in text for _, text, _ in found.values())
 
 
 @pytest.mark.parametrize("verb", ["send", "recv", "broadcast", "group"])

@@ -139,6 +139,8 @@ class GangNet(NoServer):
         if self.size == 1:
             return self._done("all_gather", 0, lambda: x)
         x = x.detach().contiguous()
+        if self._shared is not None and x.device.type == "cpu" and x.numel():
+            return self._shared_gather(x, self._shared)
         parts = [torch.empty_like(x) for _ in range(self.size)]
         work = self._collective(lambda: self._group.allgather([parts], [x]))
 
@@ -152,6 +154,8 @@ class GangNet(NoServer):
         """N - 1 sends and receives: gloo's own moves as many bytes as its all-reduce."""
         if self.size == 1:
             return self._done("reduce_scatter", 0, lambda: x)
+        if self._shared is not None and x.device.type == "cpu" and x.numel() and op != "max":
+            return self._shared_scatter(x.detach().contiguous(), op, self._shared)
         shares = [s.contiguous() for s in x.detach().tensor_split(self.size)]
         mine = shares[self.rank]
         others = [r for r in range(self.size) if r != self.rank]
@@ -171,6 +175,28 @@ class GangNet(NoServer):
             return total.div_(self.size) if op == "mean" else total
 
         return self._done("reduce_scatter", sum(_nbytes(shares[r]) for r in others), finish)
+
+    def _shared_gather(self, x: Tensor, shared: SharedMemory) -> Awaitable[Tensor]:
+        whole = torch.empty(self.size * x.numel(), dtype=x.dtype)
+        number = shared.gather(x, whole)
+
+        def finish() -> Tensor:
+            _ = shared.finish(number)
+            return whole.view(self.size * len(x), *x.shape[1:])
+
+        return self._done("all_gather", _nbytes(x) * (self.size - 1), finish)
+
+    def _shared_scatter(self, x: Tensor, op: Op, shared: SharedMemory) -> Awaitable[Tensor]:
+        sizes = [len(share) for share in x.tensor_split(self.size)]
+        each, start = x.numel() // max(len(x), 1), sum(sizes[: self.rank])
+        own = torch.empty(sizes[self.rank], *x.shape[1:], dtype=x.dtype)
+        number = shared.scatter(x, slice(start * each, (start + sizes[self.rank]) * each), own.view(-1))
+
+        def finish() -> Tensor:
+            _ = shared.finish(number)
+            return own.div_(self.size) if op == "mean" else own
+
+        return self._done("reduce_scatter", _nbytes(x) - _nbytes(own), finish)
 
     def broadcast(self, x: Tensor, root: int = 0) -> Awaitable[Tensor]:
         check_rank("broadcast", "root", root, self.rank, self.size)

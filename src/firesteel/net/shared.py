@@ -1,9 +1,9 @@
-"""All-reduce between workers of one host: the numbers stay in shared memory, a Unix socket only says when.
+"""Collectives between workers of one host: the numbers stay in shared memory, a Unix socket only says when.
 
 Each worker owns an anonymous memory file (memfd) and hands its descriptor to the others over a Unix socket, so nothing
-has a name, nothing is left behind, and a worker that dies is noticed at once as the end of its socket. To reduce, a
-worker writes its part into one of its slots and tells the others; when it has heard from all, it adds their slots in
-order of rank, so that every worker gets the same bits. A slot is written again only after all have read it.
+has a name, nothing is left behind, and a worker that dies is noticed at once as the end of its socket. To meet, a
+worker writes its part into one of its slots and tells the others; when it has heard from all, it reads their slots (adds
+them, in order of rank, so that every worker gets the same bits). A slot is written again only after all have read it.
 
 Loopback sockets would copy each megabyte through the kernel twice; beside a small network's step that is most of the time.
 """
@@ -28,11 +28,24 @@ from torch import Tensor
 from firesteel.errors import PeerLost, StrategyError
 
 T = TypeVar("T")
+Read = Callable[[list[Tensor]], object]  # what all workers have offered, in order of rank
 MAX_WORKERS = 8  # every worker reads every slot: beyond this a ring over sockets moves fewer bytes
 _SLOTS = 4  # all-reduces that may be posted before the first is awaited
 _TOKEN = struct.Struct("<BQQ")  # phase, number of the operation, bytes
 _POSTED, _READ, _GREW = 1, 2, 3
+_KINDS = ("all_reduce", "all_gather", "reduce_scatter")
 _HEAD_BYTES = 64  # weight and stop flag, ahead of the numbers
+
+
+def _tag(nbytes: int, kind: str) -> int:
+    """What is told of a call, so that others see whether they have made the same one."""
+    return 4 * nbytes + _KINDS.index(kind)
+
+
+def _sum(bodies: list[Tensor], total: Tensor) -> None:
+    _ = torch.add(bodies[0], bodies[1], out=total)
+    for body in bodies[2:]:
+        total.add_(body)
 
 
 def host_identity() -> str:
@@ -80,7 +93,7 @@ class _Memory:
 
 @final
 class SharedMemory:
-    """The all-reduce of one gang whose workers share a host."""
+    """The collectives of one gang whose workers share a host."""
 
     def __init__(self, rank: int, size: int, secret: str, timeout_seconds: float) -> None:
         self.rank: int = rank
@@ -95,8 +108,8 @@ class SharedMemory:
         self._generation: int = 0
         self._posted: int = 0
         self._finished: int = 0
-        self._calls: dict[int, Tensor] = {}  # posted, not yet summed
-        self._heads: dict[int, Tensor] = {}  # summed, not yet asked for
+        self._calls: dict[int, tuple[Tensor, Read, str]] = {}  # posted, not yet read
+        self._heads: dict[int, Tensor] = {}  # read, not yet asked for
         self._listener: socket.socket | None = None
 
     # ---- meeting -----------------------------------------------------------------------------------------------------
@@ -145,7 +158,7 @@ class SharedMemory:
             self._guard(rank, lambda p=peer, t=token: socket.send_fds(p, [t], mine))
         for rank, theirs in self._hear(_GREW, self._generation).items():
             if theirs != capacity:
-                raise self._unequal(self._posted + 1, capacity, rank, theirs)
+                raise self._unequal(self._posted + 1, 4 * capacity, rank, 4 * theirs)
             self._memory[rank] = _Memory(self._descriptors[rank].pop(0), capacity)
 
     def close(self) -> None:
@@ -155,10 +168,27 @@ class SharedMemory:
             memory.close()
         self._peers, self._memory = {}, {}
 
-    # ---- reducing ----------------------------------------------------------------------------------------------------
+    # ---- meeting again and again ---------------------------------------------------------------------------------------
 
-    def post(self, x: Tensor, weight: float | None, stop: float) -> int:
-        """Offer a contiguous tensor to the sum; returns the operation's number. `weight` None adds `x` as it is."""
+    def gather(self, x: Tensor, into: Tensor) -> int:
+        """Offer a contiguous tensor, of which all are wanted, one after the other, [N * x.numel()]."""
+        return self.post(x, None, 0.0, lambda bodies: torch.cat(bodies, out=into), "all_gather")
+
+    def scatter(self, x: Tensor, own: slice, into: Tensor) -> int:
+        """Offer a contiguous tensor to the sum, of which only the numbers `own` are wanted."""
+
+        def read(bodies: list[Tensor]) -> None:
+            _ = torch.add(bodies[0][own], bodies[1][own], out=into)
+            for body in bodies[2:]:
+                into.add_(body[own])
+
+        return self.post(x, None, 0.0, read, "reduce_scatter")
+
+    def post(self, x: Tensor, weight: float | None, stop: float, read: Read | None = None, kind: str = "all_reduce") -> int:
+        """Offer a contiguous tensor to the sum, or to be read in another way; returns the operation's number.
+
+        `weight` None adds `x` as it is.
+        """
         nbytes = x.numel() * x.element_size()
         if nbytes > self._memory[self.rank].capacity:
             self._complete(self._posted)
@@ -173,14 +203,14 @@ class SharedMemory:
         head, body = self._memory[self.rank].slot(number, x.numel(), x.dtype)
         head[0], head[1] = 1.0 if weight is None else weight, stop
         _ = body.copy_(x.view(-1)) if weight is None else torch.mul(x.view(-1), weight, out=body)
-        self._calls[number] = x
-        self._tell(_POSTED, number, nbytes)
+        self._calls[number] = x, read or (lambda bodies: _sum(bodies, x.view(-1))), kind
+        self._tell(_POSTED, number, _tag(nbytes, kind))
         return number
 
     def finish(self, number: int) -> Tensor:
         """Complete an operation; returns [sum of weights, sum of flags], once.
 
-        The sum stands in its tensor, which is left as it was where all weights are 0.
+        A sum stands in its tensor, which is left as it was where all weights are 0.
         """
         self._complete(number)
         return self._heads.pop(number)
@@ -189,19 +219,16 @@ class SharedMemory:
         """Sum up all operations up to `number`, in order."""
         while self._finished < number:
             current = self._finished + 1
-            x = self._calls.pop(current)
+            x, read, called = self._calls.pop(current)
             nbytes = x.numel() * x.element_size()
             for rank, theirs in self._hear(_POSTED, current).items():
-                if theirs != nbytes:
-                    raise self._unequal(current, nbytes, rank, theirs)
+                if theirs != _tag(nbytes, called):
+                    raise self._unequal(current, _tag(nbytes, called), rank, theirs)
             del self._told[_POSTED, current]
             slots = [self._memory[rank].slot(current, x.numel(), x.dtype) for rank in range(self.size)]
             heads = torch.stack([head for head, _ in slots]).sum(0)
             if heads[0]:
-                total = x.view(-1)
-                _ = torch.add(slots[0][1], slots[1][1], out=total)
-                for _, body in slots[2:]:
-                    total.add_(body)
+                read([body for _, body in slots])
             self._heads[current] = heads
             with contextlib.suppress(PeerLost):  # a worker that has all its results may have left already
                 self._tell(_READ, current, nbytes)
@@ -221,10 +248,11 @@ class SharedMemory:
     def _lost(rank: int) -> PeerLost:
         return PeerLost(f"worker {rank} has gone")
 
-    def _unequal(self, number: int, nbytes: int, rank: int, theirs: int) -> StrategyError:
+    def _unequal(self, number: int, mine: int, rank: int, theirs: int) -> StrategyError:
+        (called, nbytes), (other, bytes_there) = ((_KINDS[tag % 4], tag // 4) for tag in (mine, theirs))
         return StrategyError(
-            f"collective {number}: worker {self.rank} called all_reduce on {nbytes} bytes, worker {rank} on {theirs}. "
-            "All workers must make the same calls in the same order."
+            f"collective {number}: worker {self.rank} called {called} on {nbytes} bytes, worker {rank} {other} on "
+            f"{bytes_there}. All workers must make the same calls in the same order."
         )
 
     def _tell(self, phase: int, number: int, nbytes: int) -> None:
