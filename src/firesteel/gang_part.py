@@ -16,6 +16,7 @@ from firesteel.losses import Loss, RowLoss
 from firesteel.memory import give_back
 from firesteel.net.gang import GangNet
 from firesteel.net.protocol import Vec
+from firesteel.optim import OptimizerSettings
 from firesteel.parts.assembly import Replicas, fingerprint, hand_over, pieces_of
 from firesteel.parts.example import WIDTH, outline
 from firesteel.parts.making import part_of
@@ -32,8 +33,8 @@ class GangPart:
         self.costs: tuple[float, ...] = ()
         """Seconds of each layer, where the strategy asks for them: what a resumed run must not measure anew."""
 
-    def made(self, whole: Shard, loss: Loss, metrics: dict[str, RowLoss]) -> nn.Module:
-        """This worker's part of the network; the rest of it is never made real."""
+    def made(self, whole: Shard, loss: Loss, metrics: dict[str, RowLoss]) -> tuple[nn.Module, OptimizerSettings]:
+        """This worker's part of the network, and its optimizer; the rest of it is never made real."""
         give_back()  # such networks are large; whole tensors come and go while a part is taken of each
         table = torch.zeros(self.net.size, WIDTH, dtype=torch.float64)
         if whole.rows:

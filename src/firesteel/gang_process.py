@@ -105,15 +105,16 @@ class GangProcess:
         plan = Plan(shard.rows, most, batch_size, steps, job.seed, self.rank)
         self.parts: GangPart | None = GangPart(job, self._net) if splits(job.strategy) else None
         if self.parts is not None:
-            module = self.parts.made(whole, self.loss, self.metrics)
+            module, optimizer = self.parts.made(whole, self.loss, self.metrics)
         else:
+            optimizer = job.optimizer
             randomness.initialise(job.seed)
             module = job.build().to(self.device)
             probe(module, whole, self.loss, self.metrics)
             randomness.train(job.seed, self.rank)
         _ = module.train()
         self.worker: Worker = Worker(
-            module, self.loss, job.optimizer, shard, plan, schedule=job.schedule, clip_norm=job.clip_norm, trace=self.trace
+            module, self.loss, optimizer, shard, plan, schedule=job.schedule, clip_norm=job.clip_norm, trace=self.trace
         )
         self._same_start()
         if self.parts is not None:

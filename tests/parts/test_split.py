@@ -38,7 +38,24 @@ def states() -> nn.Module:
     return Chained(*layers, nn.RNN(8, 7, batch_first=True, nonlinearity="relu"), nn.Flatten(), nn.Linear(42, 4))
 
 
+def channels() -> nn.Module:
+    """Layers of channels where units lie along another dimension, and back."""
+    first = [nn.Embedding(11, 8), nn.AvgPool1d(3, 1, 1), nn.GroupNorm(2, 6), nn.Dropout1d(0.3), nn.Conv1d(6, 4, 3, padding=1)]
+    return nn.Sequential(
+        *first, nn.ReLU(inplace=True), nn.BatchNorm1d(4), nn.Linear(8, 5), nn.MaxPool1d(2), nn.Flatten(), nn.Linear(8, 6)
+    )
+
+
+def in_place() -> nn.Module:
+    layers = [nn.ReLU(inplace=True)]
+    for before, after in ((12, 9), (9, 8), (8, 10), (10, 7)):
+        layers += [nn.Linear(before, after), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers, nn.Dropout1d(0.3), nn.Linear(7, 5))
+
+
 NETWORKS = {
+    "channels": (channels, {"rows": 10, "shape": (6,), "classes": 6, "tokens": 11}, 20),
+    "in place": (in_place, {"rows": 10, "shape": (12,), "classes": 5}, 20),
     "mlp": (mlp, {"rows": 13, "shape": (12,), "classes": 7}, 20),
     "weighted": (mlp, {"rows": 13, "shape": (3, 4), "classes": 7, "weights": True}, 20),
     "normed": (normed, {"rows": 13, "shape": (12,), "classes": 7}, 20),
@@ -86,7 +103,7 @@ def expected(name: str, optimizer, clip: float | None):
 def test_any_number_of_parts_is_one_process(name, workers):
     build, data, steps = NETWORKS[name]
     for conv, weights in (("data", "alternate"), ("data", "rows"), ("split", "alternate"), ("split", "rows")):
-        if conv == "split" and name not in ("lenet", "drops"):
+        if conv == "split" and name not in ("lenet", "drops", "channels"):
             continue
         for optimizer, clip, bound in ((sgd, None, 1e-10), (sgd, 0.5, 1e-10), (adam, None, 1e-8)):
             found = together(
@@ -142,7 +159,15 @@ def planned(module: nn.Module, shape: tuple[int, ...], parts: int = 2, conv="dat
     return SplitNetwork(network(module.to("meta"), inputs, "it"), nothing, 0, parts, conv, weights, "it")
 
 
+def hooked() -> nn.Module:
+    module = nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 2))
+    _ = module[0].register_forward_hook(lambda module, inputs, outputs: 2 * outputs)
+    return module
+
+
 REFUSED = [
+    (hooked(), (4,), r"'0' \(Linear\): it has hooks"),
+    (nn.Sequential(nn.utils.parametrizations.spectral_norm(nn.Linear(4, 6)), nn.Linear(6, 2)), (4,), "cannot split layer 0"),
     (nn.Sequential(nn.Linear(4, 6), nn.PReLU(), nn.Linear(6, 2)), (4,), r"layer 1, '1' \(PReLU\)\. It knows Linear, Conv1d"),
     (
         Chained(nn.LSTM(4, 6, batch_first=True, bidirectional=True), models.layers.Last(), nn.Linear(12, 2)),

@@ -69,6 +69,26 @@ def test_a_grid_is_one_big_batch(within):
     torch.testing.assert_close(flat(run.model), flat(one_process(plain, data, 4)), rtol=0, atol=2e-6)
 
 
+def by_type(module):
+    weights = [layer.weight for layer in module.modules() if isinstance(layer, nn.Linear)]
+    rest = [p for p in module.parameters() if all(p is not w for w in weights)]
+    return [{"params": weights, "weight_decay": 0.3}, {"params": rest, "lr": 0.3}]
+
+
+def by_name(module):
+    last = [p for name, p in module.named_parameters() if name.startswith("4.")]
+    return [{"params": last, "lr": 0.5}, {"params": module[0].weight}, {"params": [module[0].bias, *module[2].parameters()]}]
+
+
+@pytest.mark.parametrize("groups", [by_type, by_name])
+@pytest.mark.parametrize("strategy", [NeuronParallel(), firesteel.Pipeline(), Grid(1, 2)], ids=repr)
+def test_an_optimizers_groups_are_those_of_the_whole_network(groups, strategy):
+    settings = {"optimizer": firesteel.SGD(lr=0.1, momentum=0.9, groups=groups)}
+    run = train(plain, rows(100), strategy, firesteel.Simulated(firesteel.Cluster(workers=2)), **settings)
+    whole = train(plain, rows(100), SyncSGD(), firesteel.Simulated(firesteel.Cluster(workers=2)), **settings)
+    torch.testing.assert_close(flat(run.model), flat(whole.model), rtol=0, atol=2e-6)
+
+
 WORLDS = [
     (NeuronParallel(), 2),
     (NeuronParallel(), 3),
@@ -244,6 +264,9 @@ def test_parts_are_trained_on_cpus():
         lambda: Grid(2, 2, within=SyncSGD()),
         lambda: Grid(2, 2, across=firesteel.Downpour()),
         lambda: Grid(2, 2, across=NeuronParallel()),
+        lambda: Grid(2, 2, across=firesteel.Single()),
+        lambda: Grid(2, 2, across=firesteel.Ensemble()),
+        lambda: Grid(2, 2, across=firesteel.VectorFreeAdam()),
         lambda: Grid(2, 2, across=firesteel.VectorFreeLBFGS()),
         lambda: Grid(2, 2, within=NeuronParallel(local_steps=2)),
     ],

@@ -14,6 +14,7 @@ from firesteel.evaluate import probe
 from firesteel.job import Job
 from firesteel.losses import Loss, RowLoss
 from firesteel.net.protocol import native
+from firesteel.optim import OptimizerSettings
 from firesteel.parts.blueprint import Blueprint
 from firesteel.parts.example import revived
 from firesteel.parts.network import Network, network
@@ -29,8 +30,8 @@ def part_of(
     metrics: dict[str, RowLoss],
     blueprint: Blueprint | None = None,
     costs: Callable[[Network], tuple[float, ...]] | None = None,
-) -> nn.Module:
-    """Worker `rank`'s part of the job's network, filled with what the whole would have begun with.
+) -> tuple[nn.Module, OptimizerSettings]:
+    """Worker `rank`'s part of the job's network, filled with what the whole would have begun with, and its optimizer.
 
     It also sets the global generator, alike for all workers who share a replica: masks are drawn for whole layers. Parts with
     `own_draws` draw for their own rows alone.
@@ -51,7 +52,28 @@ def part_of(
     tensors = {**dict(part.named_parameters()), **dict(part.named_buffers())}
     blueprint.fill((tensors[name], piece) for name, piece in part.pieces.items())
     randomness.train(job.seed, rank if getattr(part, "own_draws", False) else rank // parts)
-    return part
+    return part, _grouped(job.optimizer, blueprint.module, part)
+
+
+def _grouped(optimizer: Any, whole: nn.Module, part: Any) -> OptimizerSettings:
+    """An optimizer whose groups, if it has any, are those of the whole network: each with what the part has of it."""
+    choose = getattr(optimizer, "groups", None)
+    if choose is None:
+        return optimizer
+    names = {id(p): name for name, p in whole.named_parameters()}
+    found: dict[str, list[nn.Parameter]] = {}
+    for name, p in part.named_parameters():
+        found.setdefault(part.pieces[name].name, []).append(p)
+
+    def groups(_: nn.Module) -> list[dict[str, Any]]:
+        # Also those of which it has nothing: a schedule may have a rule for each.
+        made: list[dict[str, Any]] = []
+        for group in choose(whole):
+            given = [group["params"]] if isinstance(group["params"], Tensor) else group["params"]
+            made.append({**group, "params": [own for p in given for own in found.get(names[id(p)], [])]})
+        return made
+
+    return replace(optimizer, groups=groups)
 
 
 def taken(strategy: object, module: nn.Module, inputs: Sequence[Tensor]) -> Any:

@@ -57,6 +57,7 @@ class Planner:
         self._who: str = who
         self._at: Literal["rows", "all", "units"] = "rows"
         self._sizes: tuple[int, ...] = ()
+        self._dim: int = 1  # along which units lie
 
     def layers(self) -> list[SplitLayer]:
         """Each layer as this worker has it.
@@ -73,25 +74,27 @@ class Planner:
         if kind is nn.Linear or kind in CONVOLVE:
             return self._weighted(number, layer)
         if kind in (nn.LSTM, nn.RNN):
-            return self._units(layer, self._recurrent(layer).hidden_size, OwnCells)
+            return self._units(layer, self._recurrent(layer).hidden_size, OwnCells, len(layer.outputs))
         if kind is nn.Embedding:
-            return self._units(layer, self._embedding(layer).embedding_dim, OwnColumns)
+            return self._units(layer, self._embedding(layer).embedding_dim, OwnColumns, len(layer.outputs))
+        channels = self._at == "units" and self._dim == 1  # which is where layers of channels look for them
         if kind in _BATCH_NORMS and self._at == "rows":
             return SyncedNorm(layer)
-        if kind in _BATCH_NORMS and self._at == "units":
-            return OwnNorm(layer, self._rank, self._sizes)
-        if kind is nn.GroupNorm and self._at == "units" and self._whole_groups(module):
+        if channels and (kind in _BATCH_NORMS or (kind is nn.GroupNorm and self._whole_groups(module))):
             return OwnNorm(layer, self._rank, self._sizes)
         if kind in _BATCH_NORMS or kind in _OTHER_NORMS:
             return self._whole(layer, row_by_row=kind in _OTHER_NORMS)
-        if kind in _DROPS:
+        if kind is nn.Dropout or (kind in _DROPS and len(layer.inputs) > 1 and (channels or self._at != "units")):
             return Drop(layer)
-        if kind in _EACH_UNIT or (kind in _EACH_CHANNEL and len(layer.inputs) > 1):
+        if kind in _DROPS:
+            return self._whole(layer, row_by_row=False)
+        if kind in _EACH_UNIT or (kind in _EACH_CHANNEL and len(layer.inputs) > 1 and (channels or self._at != "units")):
             return Each(layer)
-        if self._reshapes(layer):
+        if self._reshapes(layer, channels):
             if self._at == "units" and kind is nn.Flatten:
                 places = math.prod(layer.inputs[1:])
                 self._sizes = tuple(n * places for n in self._sizes)
+            self._dim = 3 - self._dim if kind is ClassesFirst else 1
             return Reshape(layer)
         if any(True for _ in module.parameters()):
             raise UsageError(
@@ -102,6 +105,7 @@ class Planner:
 
     def _weighted(self, number: int, layer: Layer) -> SplitLayer:
         module: Any = layer.module
+        self._check_plain(layer)
         if getattr(module, "groups", 1) != 1 or getattr(module, "padding_mode", "zeros") != "zeros":
             raise UsageError(
                 f"{self._who} cannot split layer {number}, {layer}: it has groups or a padding of other than zeros. Leave "
@@ -113,23 +117,33 @@ class Planner:
                 break
             after += type(later.module) is nn.Linear or type(later.module) in CONVOLVE
         # Pairs end with the last layer, whose few outputs are then summed, and not spread.
-        if self._at == "units" and self._weights == "alternate" and after % 2 == 0:
+        reads = len(layer.inputs) if type(module) is nn.Linear else 1  # the dimension of its inputs
+        if self._at == "units" and self._dim == reads and self._weights == "alternate" and after % 2 == 0:
             made = OwnInputs(layer, self._rank, self._size, self._sizes)
             self._at, self._sizes = "all", ()
             return made
-        return self._units(layer, module.weight.shape[0], OwnOutputs)
+        return self._units(layer, module.weight.shape[0], OwnOutputs, reads)
 
-    def _units(self, layer: Layer, units: int, kind: Any) -> SplitLayer:
+    def _units(self, layer: Layer, units: int, kind: Any, dim: int) -> SplitLayer:
         if units < self._size:
             raise UsageError(
                 f"{self._who}: layer {layer} has {units} units, which cannot be spread over {self._size} parts; each needs one "
                 "at least. Take fewer parts."
             )
-        self._at, self._sizes = "units", sizes_of(units, self._size)
+        self._at, self._sizes, self._dim = "units", sizes_of(units, self._size), dim
         return kind(layer, self._rank, self._size)
+
+    def _check_plain(self, layer: Layer) -> None:
+        module = layer.module
+        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+            raise UsageError(
+                f"{self._who} cannot split layer {layer}: it has hooks, which would not see the whole of it. Take them away, "
+                "or take FullyShard(), which runs layers as they are."
+            )
 
     def _recurrent(self, layer: Layer) -> Any:
         module: Any = layer.module
+        self._check_plain(layer)
         if module.bidirectional or module.proj_size or not module.batch_first:
             raise UsageError(
                 f"{self._who} cannot split layer {layer}: it takes an RNN or LSTM with batch_first=True, in one direction and "
@@ -139,6 +153,7 @@ class Planner:
 
     def _embedding(self, layer: Layer) -> Any:
         module: Any = layer.module
+        self._check_plain(layer)
         if module.max_norm is not None or module.scale_grad_by_freq or module.sparse:
             raise UsageError(f"{self._who} cannot split layer {layer}: max_norm, scale_grad_by_freq and sparse are not known.")
         return module
@@ -153,17 +168,13 @@ class Planner:
         size = module.num_channels // module.num_groups
         return all(n % size == 0 for n in self._sizes)
 
-    def _reshapes(self, layer: Layer) -> bool:
+    def _reshapes(self, layer: Layer, channels: bool) -> bool:
         module: Any = layer.module
         if isinstance(module, nn.Flatten):
             plain = (module.start_dim, module.end_dim) == (1, -1)
-            return plain and (self._at != "units" or self._channels_first(layer))
-        if isinstance(module, Last | ClassesFirst):
+            return plain and (self._at != "units" or channels)
+        if isinstance(module, Last):
+            return self._at != "units" or self._dim == 2
+        if isinstance(module, ClassesFirst):
             return self._at != "units" or len(layer.inputs) == 2
         return isinstance(module, Fold | nn.Unflatten) and self._at != "units"
-
-    def _channels_first(self, layer: Layer) -> bool:
-        """Whether units lie along the first dimension of a row: after a convolution, or where there is but one."""
-        before = [type(each.module) for each in self._network.layers[: self._network.layers.index(layer)]]
-        makers = [kind for kind in before if kind in (nn.Linear, nn.Embedding, nn.LSTM, nn.RNN) or kind in CONVOLVE]
-        return len(layer.inputs) == 1 or bool(makers and makers[-1] in CONVOLVE)

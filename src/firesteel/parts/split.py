@@ -167,8 +167,8 @@ class Whole(SplitLayer):
             flow = await to_all(flow, tape)
         if self.pieces and flow.at == "all":
             # Its parameters' gradients are whole at every worker: so must be what reaches it.
-            return flow.on(self.module(flow.x), begun=None)
-        return flow.on(self.module(flow.x.contiguous()))
+            return flow.on(self.module(unshared(flow.x, self.module)), begun=None)
+        return flow.on(self.module(unshared(flow.x.contiguous(), self.module)))
 
 
 @final
@@ -180,7 +180,7 @@ class Each(SplitLayer):
         self.module: nn.Module = layer.module
 
     async def run(self, flow: Flow, tape: Tape) -> Flow:
-        return flow.on(self.module(flow.x))
+        return flow.on(self.module(unshared(flow.x, self.module)))
 
 
 @final
@@ -193,7 +193,7 @@ class Reshape(SplitLayer):
             out = module(flow.x, flow.lengths)
             return flow.on(out, dim=1)
         if isinstance(module, ClassesFirst):
-            return flow.on(module(flow.x), dim=1)
+            return flow.on(module(flow.x), dim=3 - flow.dim)
         if flow.at == "units":  # Flatten, of channels: each becomes as many units as it has places
             each = math.prod(flow.x.shape[2:])
             return flow.on(module(flow.x), sizes=tuple(n * each for n in flow.sizes))
@@ -223,6 +223,11 @@ class Drop(SplitLayer):
         elif flow.at == "rows":
             mask = mask[rows.own]
         return flow.on(x * mask)
+
+
+def unshared(x: Tensor, module: nn.Module) -> Tensor:
+    """x, or a copy where a layer that works in place would write to what is not its own: inputs, and what a meeting gave."""
+    return x.clone() if x.is_leaf and any(getattr(each, "inplace", False) for each in module.modules()) else x
 
 
 def dropout_mask(shape: Sequence[int], p: float, like: Tensor, order: Sequence[int]) -> Tensor:

@@ -124,15 +124,16 @@ class GangRun:
         plan = Plan(shard.rows, self._most, batch_size, steps, job.seed, rank)
         loss, metrics = resolve_loss(job.loss, job.columns.weight is not None), resolve_metrics(job.metrics)
         if splits(job.strategy):
-            module = part_of(job, rank, self.size, self._descriptions, whole, loss, metrics, self.blueprint)
+            module, optimizer = part_of(job, rank, self.size, self._descriptions, whole, loss, metrics, self.blueprint)
         else:
+            optimizer = job.optimizer
             randomness.initialise(job.seed)
             module = job.build()
             probe(module, whole, loss, metrics)
             randomness.train(job.seed, rank)
         generator = torch.get_rng_state()
         settings: dict[str, Any] = {"schedule": job.schedule, "clip_norm": job.clip_norm}
-        worker = Worker(module.train(), loss, job.optimizer, shard, plan, **settings)
+        worker = Worker(module.train(), loss, optimizer, shard, plan, **settings)
         return worker, job.strategy, loss, metrics, generator
 
     def run(self) -> list[pa.RecordBatch]:

@@ -11,7 +11,9 @@ from torch import nn
 from firesteel.errors import UsageError
 from firesteel.net.protocol import Net, Strategy, Vec, full_batch, has_server, native, own_steps, splits
 from firesteel.strategies.gradients import SyncSGD
+from firesteel.strategies.independent import Ensemble, Single
 from firesteel.strategies.neuron import NeuronParallel
+from firesteel.strategies.sharded import VectorFreeAdaGrad, VectorFreeAdam
 from firesteel.worker import Worker
 
 
@@ -44,6 +46,11 @@ class Grid:
             raise UsageError(
                 f"Grid(across={self.across!r}): give a synchronous strategy that steps by gradients of batches, such as "
                 "SyncSGD() or ModelAveraging(...)."
+            )
+        if isinstance(self.across, Single | Ensemble | VectorFreeAdam | VectorFreeAdaGrad):
+            raise UsageError(
+                f"Grid(across={self.across!r}): replicas must come to one network, by gradients or parameters of which each "
+                "worker has a part already; give SyncSGD(), ModelAveraging(...), SlowMo(...), DiLoCo(...) or EASGD(...)."
             )
         if getattr(self.within, "local_steps", 1) > 1:
             raise UsageError("Grid(within=NeuronParallel(local_steps=...)): the strategy across takes exact steps; leave it 1.")
