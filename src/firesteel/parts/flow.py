@@ -6,55 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, final
 
-import torch
 from torch import Tensor
 
-from firesteel.data.shard import Batch
-from firesteel.net.protocol import Net
-from firesteel.parts.meetings import Meetings
 from firesteel.parts.passes import Cut, Tape
-
-
-@final
-@dataclass(frozen=True)
-class Rows:
-    """Whose rows a batch consists of: those of all workers who share the network, in order of rank."""
-
-    counts: tuple[int, ...]
-    rank: int
-
-    @property
-    def start(self) -> int:
-        return sum(self.counts[: self.rank])
-
-    @property
-    def own(self) -> slice:
-        return slice(self.start, self.start + self.counts[self.rank])
-
-    @property
-    def total(self) -> int:
-        return sum(self.counts)
-
-
-@final
-@dataclass(frozen=True)
-class Told:
-    """What the workers who share the network have told each other of the batch to come."""
-
-    rows: Rows
-    weight: float
-    """Of everyone's rows."""
-    steps: int
-    """Of the longest sequence; 0 where there are none."""
-
-
-async def tell(batch: Batch, net: Net) -> Told:
-    """Tell each other of the rows to come; every worker calls it."""
-    steps = batch.inputs[0].shape[1] if len(batch.inputs) > 1 else 0
-    mine = torch.tensor([[batch.rows, batch.weight, steps]], dtype=torch.float64)
-    table = (await Meetings(net).gather(mine, [1] * net.size)).tolist()
-    rows = Rows(tuple(int(n) for n, _, _ in table), net.rank)
-    return Told(rows, sum(weight for _, weight, _ in table), int(max(steps for _, _, steps in table)))
+from firesteel.parts.telling import Rows
 
 
 @final

@@ -16,19 +16,16 @@ from firesteel.net.mesh import Mesh
 from firesteel.net.protocol import Net
 from firesteel.parts.cuts import Cut, Piece
 from firesteel.parts.native import (
-    Told,
     adopt,
     hollow,
     must_be_plain,
-    padded,
     passing,
     pieces_of,
     shard_range,
     shards,
-    tell,
-    whole_norm,
 )
 from firesteel.parts.part import Meter
+from firesteel.parts.telling import Told, padded, tell, whole_norm
 
 
 @final

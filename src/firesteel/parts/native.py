@@ -5,20 +5,15 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, final
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from firesteel.data.shard import Batch
 from firesteel.errors import UsageError
 from firesteel.net.mesh import Mesh
-from firesteel.net.protocol import Net
 from firesteel.parts.cuts import Cut, Piece
-from firesteel.parts.flow import Rows
-from firesteel.parts.meetings import Meetings
 
 
 def hollow(module: nn.Module) -> nn.Module:
@@ -75,49 +70,9 @@ def shard_range(length: int, parts: int, index: int) -> tuple[int, int]:
     return min(index * size, length), min((index + 1) * size, length)
 
 
-@final
-@dataclass(frozen=True)
-class Told:
-    """What the workers know of each other's rows in a batch."""
-
-    rows: Rows
-    weight: float
-    """Of all of them."""
-    own_weight: float
-    steps: int
-    """Of the longest sequence, or 0."""
-
-
-async def tell(batch: Batch, net: Net) -> Told:
-    """Tell each other of the rows to come."""
-    steps = batch.inputs[0].shape[1] if len(batch.inputs) > 1 else 0
-    mine = torch.tensor([[batch.rows, batch.weight, steps]], dtype=torch.float64)
-    table = (await Meetings(net).gather(mine, [1] * net.size)).tolist()
-    rows = Rows(tuple(int(n) for n, _, _ in table), net.rank)
-    return Told(rows, sum(weight for _, weight, _ in table), batch.weight, int(max(steps for _, _, steps in table)))
-
-
-def padded(inputs: Sequence[Tensor], steps: int) -> tuple[Tensor, ...]:
-    """A model's inputs, with sequences made so long."""
-    x, *rest = inputs
-    if not steps or x.shape[1] == steps:
-        return (x, *rest)
-    longer = x.new_zeros(len(x), steps, *x.shape[2:])
-    if len(x):
-        longer[:, : x.shape[1]] = x
-    return (longer, *rest)
-
-
 def passing(mesh: Mesh | None, what: Hashable) -> contextlib.AbstractContextManager[None]:
     """Around a pass; a worker that is alone has no mesh."""
     return contextlib.nullcontext() if mesh is None else mesh.passing(what)
-
-
-async def whole_norm(held: nn.Module, pieces: Mapping[str, Piece], net: Net) -> Tensor:
-    """Of the whole network's gradient; what is shared counts once."""
-    found = [p.grad for name, p in held.named_parameters() if not (pieces[name].shared and net.rank)]
-    squares = sum((g.square().sum() for g in found if g is not None), torch.zeros(()))
-    return (await Meetings(net).add(squares.double().reshape(1))).sqrt()[0]
 
 
 def must_be_plain(outputs: Any, who: str) -> Tensor:

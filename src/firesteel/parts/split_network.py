@@ -12,7 +12,7 @@ from firesteel.data.shard import Batch
 from firesteel.losses import Loss
 from firesteel.net.protocol import Net
 from firesteel.parts.cuts import Piece
-from firesteel.parts.flow import Flow, Rows, tell, to_all
+from firesteel.parts.flow import Flow, to_all
 from firesteel.parts.meetings import Meetings, Memory
 from firesteel.parts.network import Network
 from firesteel.parts.part import Meter
@@ -20,6 +20,7 @@ from firesteel.parts.passes import Tape
 from firesteel.parts.plan import Conv, Planner, Weights
 from firesteel.parts.softmax import split_cross_entropy
 from firesteel.parts.split import SplitLayer
+from firesteel.parts.telling import Rows, Told, padded, tell, whole_norm
 
 
 @final
@@ -46,10 +47,7 @@ class SplitNetwork(nn.Module):
         """Whether they contribute what the memory holds, and the net is left alone."""
         self._network: Network = network
         self._nothing: Batch = nothing
-        self._rows: Rows = Rows((0,), 0)
-        self._weight: float = 0.0
-        self._own_weight: float = 0.0
-        self._steps: int = 0
+        self._told: Told = Told(Rows((0,), 0), 0.0, 0.0, 0)
 
     def _split(self) -> list[SplitLayer]:
         return list(self.layers)  # pyright: ignore[reportReturnType, reportArgumentType]
@@ -62,9 +60,8 @@ class SplitNetwork(nn.Module):
 
     async def prepare(self, batch: Batch) -> Batch:
         """Tell each other of the rows to come; returns the batch with the weight of everyone's. Every worker calls it."""
-        told = await tell(batch, self.net)
-        self._rows, self._weight, self._own_weight, self._steps = told.rows, told.weight, batch.weight, told.steps
-        return replace(batch, weight=self._weight)
+        self._told = await tell(batch, self.net)
+        return replace(batch, weight=self._told.weight)
 
     async def descend(self, batch: Batch, loss: Loss, meter: Meter | None) -> tuple[float, float]:
         """Add the gradient of the mean loss over all workers' rows to the parameters' `grad`.
@@ -72,17 +69,17 @@ class SplitNetwork(nn.Module):
         Every worker calls it with its own rows, which it has told of. Returns a loss, and what it counts for: their weighted
         mean over all workers is the loss of the batch.
         """
-        if not self._weight:
+        if not self._told.weight:
             return 0.0, 0.0
         meetings = Meetings(self.net, self.memory, self.alone)
-        tape = Tape(meetings, True, None if meter is None else meter(self._rows.total))
+        tape = Tape(meetings, True, None if meter is None else meter(self._told.rows.total))
         flow = await self._forward(batch, tape)
         value, outputs, grad = await self._loss(flow, batch, loss, tape)
         await tape.backward(outputs, grad)
         await self._add_up(meetings)
         if meter is not None:
             meter(0)(1 - tape.spent)  # a step's fixed cost is not shared
-        return value, self._own_weight
+        return value, self._told.own_weight
 
     async def outputs(self, batch: Batch) -> Tensor:
         """The network's outputs for this worker's own rows; every worker calls it."""
@@ -93,18 +90,11 @@ class SplitNetwork(nn.Module):
 
     async def norm(self) -> Tensor:
         """Of the whole network's gradient."""
-        parameters = dict(self.named_parameters())
-        once = [
-            parameters[n].grad for n, piece in self.pieces.items() if n in parameters and not (piece.shared and self.net.rank)
-        ]
-        squares = torch.stack([g.square().sum() for g in once if g is not None]).sum().reshape(1)
-        return (await Meetings(self.net).add(squares)).sqrt()[0]
+        return await whole_norm(self, self.pieces, self.net)
 
     async def _forward(self, batch: Batch, tape: Tape) -> Flow:
-        x, *rest = batch.inputs or self._nothing.inputs
-        if rest and x.shape[1] < self._steps:  # sequences are as long as the longest of anyone's
-            x = torch.cat([x, x.new_zeros(len(x), self._steps - x.shape[1], *x.shape[2:])], 1)
-        flow = Flow(x, self._rows, lengths=rest[0] if rest else None)
+        x, *rest = padded(batch.inputs or self._nothing.inputs, self._told.steps)
+        flow = Flow(x, self._told.rows, lengths=rest[0] if rest else None)
         flops = self._network.flops
         for layer in self._split():
             flow = await layer.pass_on(flow, tape, flops)
@@ -114,10 +104,10 @@ class SplitNetwork(nn.Module):
         """The loss, and where the backward pass begins with which gradient."""
         meetings, counts = tape.meetings, flow.rows.counts
         if flow.at == "rows":
-            if not self._own_weight:
+            if not self._told.own_weight:
                 return 0.0, flow.x, torch.zeros_like(flow.x)
             own = loss(flow.x, batch.target, batch.weights)  # pyright: ignore[reportArgumentType]
-            return _number(own), own, torch.full_like(own, self._own_weight / self._weight)
+            return _number(own), own, torch.full_like(own, self._told.own_weight / self._told.weight)
         mine = batch if batch.inputs else self._nothing
         target = await meetings.gather(mine.target, counts)  # pyright: ignore[reportArgumentType]
         weights = None if mine.weights is None else await meetings.gather(mine.weights, counts)

@@ -18,11 +18,10 @@ from firesteel.models.layers import Last, run_chain
 from firesteel.net.protocol import Net
 from firesteel.parts.cuts import Cut, Piece, shares
 from firesteel.parts.feed import INPUTS, LENGTHS, TARGETS, WEIGHTS, Feed, Outbox
-from firesteel.parts.flow import Rows, Told, tell
 from firesteel.parts.masks import Masks
-from firesteel.parts.meetings import Meetings
 from firesteel.parts.network import Layer, Network
 from firesteel.parts.part import Meter
+from firesteel.parts.telling import Rows, Told, tell, whole_norm
 from firesteel.worker import FORWARD
 
 Schedule = Literal["gpipe", "1f1b"]
@@ -88,8 +87,7 @@ class Stage(nn.Module):
         self._ahead: int | None = None if schedule == "gpipe" else len(stages) - 1 - index
         self._micro_batches: int = micro_batches
         self._share: float = sum(layer.flops for layer in stages[index]) / network.flops
-        self._told: Told = Told(Rows((0,), 0), 0.0, 0)
-        self._own_weight: float = 0.0
+        self._told: Told = Told(Rows((0,), 0), 0.0, 0.0, 0)
 
     def _wanted(self, number: int, layers: tuple[Layer, ...], stages: int) -> tuple[int, ...]:
         """What a stage needs of everyone's rows."""
@@ -109,7 +107,6 @@ class Stage(nn.Module):
     async def prepare(self, batch: Batch) -> Batch:
         """Tell each other of the rows to come; returns the batch with the weight of everyone's. Every worker calls it."""
         self._told = await tell(batch, self.net)
-        self._own_weight = batch.weight
         return replace(batch, weight=self._told.weight)
 
     async def descend(self, batch: Batch, loss: Loss, meter: Meter | None) -> tuple[float, float]:
@@ -144,7 +141,7 @@ class Stage(nn.Module):
         await run.gradients.settle()
         if meter is not None:
             meter(0)(1 - self._share)  # a step's fixed cost is not shared
-        return value, self._own_weight
+        return value, self._told.own_weight
 
     async def outputs(self, batch: Batch) -> Tensor:
         """The network's outputs for this worker's own rows; every worker calls it."""
@@ -166,8 +163,7 @@ class Stage(nn.Module):
 
     async def norm(self) -> Tensor:
         """Of the whole network's gradient."""
-        squares = torch.stack([p.grad.square().sum() for p in self.parameters() if p.grad is not None]).sum().reshape(1)
-        return (await Meetings(self.net).add(squares)).sqrt()[0]
+        return await whole_norm(self, self.pieces, self.net)
 
     # ---- one micro-batch ---------------------------------------------------------------------------------------------
 

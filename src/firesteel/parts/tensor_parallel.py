@@ -19,19 +19,16 @@ from firesteel.net.protocol import Net
 from firesteel.parts.cuts import Cut, Piece
 from firesteel.parts.meetings import Meetings
 from firesteel.parts.native import (
-    Told,
     adopt,
     hollow,
     must_be_plain,
-    padded,
     passing,
     pieces_of,
     shard_range,
     shards,
-    tell,
-    whole_norm,
 )
 from firesteel.parts.part import Meter
+from firesteel.parts.telling import Told, padded, tell, whole_norm
 
 STYLES = ("colwise", "rowwise", "colwise_rep", "rowwise_rep", "sequence")
 _APART = 1e-3  # gradients of one parameter that differ by more than this share are not the same
