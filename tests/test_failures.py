@@ -98,6 +98,22 @@ def test_a_stopped_worker_is_noticed_within_the_timeout(name, request, tmp_path)
     assert fit(firesteel.SyncSGD(), on, data).status == "finished"
 
 
+class Greedy(torch.nn.Linear):
+    """Runs out of memory in training, in Python's way: without a word."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        if self.training and not input.is_meta:
+            raise MemoryError
+        return super().forward(input)
+
+
+@pytest.mark.parametrize("strategy", [firesteel.SyncSGD(), firesteel.Pipeline(cuts=(1,))], ids=["whole", "parts"])
+def test_a_worker_out_of_memory_says_so(strategy):
+    model = lambda: torch.nn.Sequential(torch.nn.Linear(6, 4), Greedy(4, 3))  # noqa: E731
+    with pytest.raises(firesteel.OutOfMemory, match=r"memory ran out: MemoryError\. [A-Z].*; or lower batch_size\."):
+        firesteel.train(model, (X, Y), strategy=strategy, on=Local(workers=2), epochs=1, progress="none")
+
+
 def _state(pid: int) -> str:
     try:
         with open(f"/proc/{pid}/stat") as file:

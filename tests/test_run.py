@@ -163,6 +163,15 @@ def test_kept_models_may_be_read_by_two_at_once():
     assert seen == [(n, float(n)) for n in range(6)]
 
 
+def test_a_worker_without_parameters_keeps_nothing():
+    kept = Kept()
+    for _ in range(2):
+        kept.add(torch.empty(0), torch.empty(0), {})
+    found = list(kept.read(torch.float32, 0))
+    assert [number for number, _, _ in found] == [0, 1]
+    assert all(params.shape == (0,) and statistics.shape == (0,) for _, params, statistics in found)
+
+
 def test_what_is_packed_comes_back():
     tensors = {str(dtype): (torch.arange(6).view(2, 3) % 2).to(dtype) for dtype in TYPES}
     tensors |= {"one": torch.tensor(3.5), "none": torch.empty(0, 4), "across": torch.arange(6.0).view(2, 3).T}

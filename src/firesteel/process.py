@@ -70,7 +70,8 @@ def refused_memory(error: BaseException, job: Job) -> OutOfMemory | None:
             "Every worker has all parameters, gradients and the optimizer's state: NeuronParallel, Pipeline, Grid or "
             "FullyShard give it only a part"
         )
-    return OutOfMemory(f"memory ran out: {str(error).splitlines()[0]} {way_out}; or lower batch_size.")
+    said = next(iter(str(error).splitlines()), "") or type(error).__name__
+    return OutOfMemory(f"memory ran out: {said.rstrip('. ')}. {way_out}; or lower batch_size.")
 
 
 def _device(job: Job, offered: str | None) -> torch.device:

@@ -57,8 +57,12 @@ class Kept:
         self.file.flush()
         at = self._ends[first - 1] if first else 0
         for number, shape in enumerate(self.shapes[first:], first):
-            data = mmap.mmap(self.file.fileno(), self._ends[number], access=mmap.ACCESS_READ)
             numel = math.prod(shape)
+            if self._ends[number] == at:  # of a worker that has nothing of a network in parts
+                nothing = torch.empty(0, dtype=dtype)
+                yield number, nothing.view(shape), nothing
+                continue
+            data = mmap.mmap(self.file.fileno(), self._ends[number], access=mmap.ACCESS_READ)
             with warnings.catch_warnings(action="ignore", category=UserWarning):  # of PyTorch: that they may not
                 flat = torch.frombuffer(data, dtype=dtype, offset=at, count=numel + statistics)
             at = self._ends[number]

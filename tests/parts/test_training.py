@@ -8,11 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
+from crew import Chained
 from problem import SEED, Part, flat, initial, rows, weighted_loss
 from torch import nn
 
 import firesteel
-from firesteel import Adam, Grid, Local, ModelAveraging, NeuronParallel, SyncSGD, UsageError, randomness
+from firesteel import Adam, Grid, Local, ModelAveraging, NeuronParallel, Pipeline, SyncSGD, UsageError, randomness
 
 
 def noisy(width: int = 12, classes: int = 4) -> nn.Module:
@@ -196,6 +197,36 @@ class Left(Crossed):
         return [self.one, self.out]
 
 
+class Versioned(nn.Sequential):
+    """With a buffer of its own."""
+
+    def __init__(self) -> None:
+        super().__init__(nn.Linear(12, 8), nn.Linear(8, 4))
+        self.register_buffer("version", torch.tensor(3))
+
+    def chain(self):
+        return list(self)
+
+
+class Wrapping(nn.Module):
+    """Wraps a layer anew each time it is asked for its layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(12, 8), nn.Linear(8, 4)
+
+    def chain(self):
+        return [self.one, nn.Tanh(), Chained(self.two)]
+
+    def forward(self, x):
+        return self.two(self.one(x).tanh())
+
+
+def twice():
+    norm = nn.BatchNorm1d(8, affine=False)
+    return nn.Sequential(nn.Linear(12, 8), norm, nn.Linear(8, 8), norm, nn.Linear(8, 4))
+
+
 def tied():
     made = nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 12), nn.Linear(12, 4))
     made[2].weight = made[0].weight
@@ -216,7 +247,15 @@ REFUSED = [
         r"does not know the layers of Crossed: give an nn.Sequential, or a module with a method chain",
     ),
     (Left, NeuronParallel(), 2, r"parameter 'two.weight' belongs to none of its layers"),
-    (tied, NeuronParallel(), 2, r"two layers of this network share a parameter"),
+    (tied, NeuronParallel(), 2, r"two layers of this network share a parameter, '0.weight'"),
+    (Versioned, NeuronParallel(), 2, "buffer 'version' belongs to none of its layers"),
+    (twice, NeuronParallel(), 2, "two layers of this network share a buffer, '1.running_mean'"),
+    (
+        Wrapping,
+        Pipeline(),
+        2,
+        r"chain\(\) returns, Chained with 'layers.0.weight', is no module of Wrapping itself: make it once",
+    ),
     (frozen, NeuronParallel(), 2, r"'0.weight' is frozen"),
     (
         lambda: nn.Sequential(nn.Linear(12, 3), nn.Linear(3, 4)),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -60,7 +61,8 @@ def network(module: nn.Module, inputs: Sequence[Tensor], who: str) -> Network:
         inputs: two rows as the model takes them, on any device: only their shapes are looked at.
 
     Raises:
-        UsageError: it is neither an `nn.Sequential` nor has a method `chain()`, or a parameter belongs to none of its layers.
+        UsageError: it is neither an `nn.Sequential` nor has a method `chain()`, a layer with tensors is no submodule of it, or
+            a parameter or buffer does not belong to exactly one layer.
     """
     names = {id(each): name for name, each in module.named_modules()}
     chain = chain_of(module, who)
@@ -68,21 +70,32 @@ def network(module: nn.Module, inputs: Sequence[Tensor], who: str) -> Network:
     lengths = rest[0] if rest else None
     layers: list[Layer] = []
     for each in chain:
+        if id(each) not in names and (own := [name for name, _ in _tensors(each)]):
+            raise UsageError(
+                f"{who} takes a network layer by layer, but a layer that chain() returns, {type(each).__name__} with "
+                f"'{own[0]}', is no module of {type(module).__name__} itself: make it once, as an attribute, and return that."
+            )
         before, strides = tuple(x.shape[1:]), x.stride()
         order = tuple(sorted(range(x.dim()), key=lambda dim, strides=strides: -strides[dim]))
         with torch.no_grad():
             x = run_chain([each], x, lengths)
         after = tuple(x.shape[1:])
         layers.append(Layer(names.get(id(each), ""), each, before, after, order, _flops(each, after)))
-    owned = {id(p) for each in chain for p in each.parameters()}
-    for name, p in module.named_parameters():
-        if id(p) not in owned:
-            raise UsageError(f"{who} takes a network layer by layer, but parameter '{name}' belongs to none of its layers.")
-        if not p.requires_grad:
+    owners = Counter(id(x) for each in chain for _, x in _tensors(each))
+    for name, x in _tensors(module):
+        kind = "parameter" if isinstance(x, nn.Parameter) else "buffer"
+        if not owners[id(x)]:
+            raise UsageError(f"{who} takes a network layer by layer, but {kind} '{name}' belongs to none of its layers.")
+        if owners[id(x)] > 1:
+            raise UsageError(f"{who} gives every layer to its owners, but two layers of this network share a {kind}, '{name}'.")
+        if kind == "parameter" and not x.requires_grad:
             raise UsageError(f"{who} trains every parameter of a network, but '{name}' is frozen.")
-    if sum(len(list(each.parameters())) for each in chain) > len(owned):
-        raise UsageError(f"{who} gives every layer to its owners, but two layers of this network share a parameter.")
     return Network(module, tuple(layers), tuple(inputs[0].shape[1:]), inputs[0].dtype)
+
+
+def _tensors(module: nn.Module) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers, each by its first name."""
+    return [*module.named_parameters(), *module.named_buffers()]
 
 
 def _flops(layer: nn.Module, outputs: tuple[int, ...]) -> float:
