@@ -14,6 +14,7 @@ from firesteel.errors import UsageError
 from firesteel.losses import Loss, RowLoss
 from firesteel.models.voting import Voting
 from firesteel.net.protocol import Vec
+from firesteel.parts.shapes import Shapes
 from firesteel.worker import Worker
 
 
@@ -126,7 +127,7 @@ def probe(module: nn.Module, shard: Shard, loss: Loss, metrics: dict[str, RowLos
     if meta:  # a network without numbers has shapes all the same
         inputs = tuple(x.to("meta") for x in inputs)
     shapes = ", ".join(str(tuple(x.shape)) for x in batch.inputs)
-    with evaluating(module):
+    with evaluating(module), Shapes() if meta else contextlib.nullcontext():
         try:
             drawn = torch.get_rng_state()
             outputs = module(*inputs)
@@ -138,7 +139,7 @@ def probe(module: nn.Module, shard: Shard, loss: Loss, metrics: dict[str, RowLos
         except (RuntimeError, ValueError, IndexError, TypeError) as error:
             raise UsageError(
                 f"the model does not take the features: a batch of shape {shapes} "
-                f"({batch.inputs[0].dtype}) made it raise {type(error).__name__}: {error}"
+                f"({batch.inputs[0].dtype}) made it raise {type(error).__name__}: {error}{_ON_META if meta else ''}"
             ) from error
         target = batch.target
         if target is None:
@@ -165,6 +166,12 @@ def probe(module: nn.Module, shard: Shard, loss: Loss, metrics: dict[str, RowLos
                 f"loss or metrics do not fit: outputs {got}, labels {tuple(target.shape)} {target.dtype} "
                 f"raised {type(error).__name__}: {error}"
             ) from error
+
+
+_ON_META = (
+    ' (A network that is to lie in parts is tried on the device "meta", where tensors have shapes and no numbers: forward may '
+    "not go by numbers, and tensors that it makes may need device=x.device.)"
+)
 
 
 def _answers_alike(once: object, again: object) -> None:

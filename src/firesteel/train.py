@@ -300,8 +300,8 @@ def _without_numbers(job: Job) -> nn.Module:
     blueprint = Blueprint.of(job.build, job.seed)
     if blueprint.whole:
         warnings.warn(
-            "the model cannot be built without its numbers (it loads them, or is an instance), so every worker makes all of it "
-            "before it keeps its part; give a factory that only draws them to save that memory.",
+            f"the model cannot be built without its numbers ({blueprint.reason}), so every worker makes all of it before it "
+            "keeps its part; give a factory that only draws them to save that memory.",
             stacklevel=4,
         )
     return blueprint.module

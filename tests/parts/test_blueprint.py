@@ -354,6 +354,7 @@ WHOLE = {
     "instance": partial(lambda net: net, nn.Sequential(nn.Linear(3, 2), nn.LSTM(2, 3), tied())),
     "with_real_part": partial(with_real_part, nn.BatchNorm1d(3)),
     "skipped": skipped,
+    "constants": lambda: Centred(),
 }
 
 
@@ -406,6 +407,27 @@ def test_the_reason_is_said():
     assert Blueprint.of(through_numpy, 0).reason == "it reaches into the memory of a tensor (numpy)"
     assert Blueprint.of(caught, 0).reason == "it reaches into the memory of a tensor (numpy)"
     assert "shares memory with NumPy" in Blueprint.of(from_numpy, 0).reason
+
+
+class Centred(nn.Linear):
+    """Keeps tensors that are neither parameters nor buffers."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+        self.mean = torch.tensor([1.0, 2.0, 3.0])
+        self.more = {"scale": [torch.rand(3)]}
+        self.all = [self.weight, self.bias]
+
+    def forward(self, x):
+        return super().forward((x - self.mean) * self.more["scale"][0])
+
+
+def test_tensors_that_are_neither_parameters_nor_buffers_are_real():
+    blueprint = Blueprint.of(Centred, 0)
+    assert blueprint.reason == "Centred.mean is a tensor, but neither a parameter nor a buffer"
+    made, net = blueprint.module, Centred()
+    assert made.weight.is_meta and made.all[0] is made.weight
+    assert torch.equal(made.mean, net.mean) and made.more["scale"][0].device == net.mean.device
 
 
 def test_an_instance_is_not_changed():

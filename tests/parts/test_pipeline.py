@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import json
 import math
@@ -109,6 +110,24 @@ def test_each_worker_pads_its_sequences_to_its_own_longest():
     mixed = [Shorter(full, cut) for full, cut in zip(data, short, strict=True)]
     found = together(NETWORKS["lstm"][0], mixed, sgd, [4, 5], Pipeline(micro_batches=4).part)
     assert found.apart(whole) < 1e-10
+
+
+class Block(nn.Sequential):
+    """Works in place on what it gets; one layer, not a chain of them."""
+
+
+@pytest.mark.parametrize(
+    "begin",
+    [[nn.ReLU(inplace=True)], [nn.Flatten(), nn.ReLU(inplace=True)], [Block(nn.ReLU(inplace=True), nn.Linear(16, 16))]],
+    ids=["at once", "a view", "inside"],
+)
+def test_a_stage_may_begin_in_place(begin):
+    def build():
+        return nn.Sequential(nn.Linear(12, 16), *copy.deepcopy(begin), nn.Linear(16, 7))
+
+    data = batches(3, 13, (12,), 7)
+    found = together(build, data, sgd, [6, 7], Pipeline(cuts=(1,), micro_batches=3).part)
+    assert found.apart(alone(build, data, sgd)) < 1e-10
 
 
 def test_rows_of_no_weight():

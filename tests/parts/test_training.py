@@ -286,6 +286,44 @@ def test_what_cannot_be_is_refused_before_anything_starts(monkeypatch, factory, 
         train(factory, rows(40), strategy, Local(workers))
 
 
+class Constants(nn.Module):
+    """Real tensors, one kept and one made anew each time."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = torch.linspace(-1, 1, 12)
+        self.out = nn.Linear(12, 12)
+
+    def forward(self, x):
+        return self.out((x - self.mean) * torch.arange(12.0))
+
+
+@pytest.mark.parametrize("strategy", [Pipeline(cuts=(1,)), firesteel.FullyShard()], ids=["stages", "shards"])
+def test_tensors_that_are_neither_parameters_nor_buffers(strategy):
+    def factory():
+        return nn.Sequential(Constants(), nn.Linear(12, 4))
+
+    with pytest.warns(UserWarning, match=r"\(Constants.mean is a tensor, but neither.*every worker makes all of it"):
+        run = train(factory, rows(100), strategy, Local(2, threads=1), optimizer=firesteel.SGD(lr=0.01), epochs=1)
+    whole = train(factory, rows(100), SyncSGD(), Local(2, threads=1), optimizer=firesteel.SGD(lr=0.01), epochs=1)
+    assert torch.equal(run.model[0].mean, torch.linspace(-1, 1, 12))
+    torch.testing.assert_close(flat(run.model), flat(whole.model), rtol=0, atol=2e-6)
+
+
+class Stateful(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.cells = nn.RNN(12, 4, batch_first=True)
+
+    def forward(self, x):
+        return self.cells(x[:, None], torch.zeros(1, len(x), 4))[0][:, -1]
+
+
+def test_a_network_is_tried_without_numbers():
+    with pytest.raises(UsageError, match=r'tried on the device "meta".*tensors that it makes may need device=x.device'):
+        train(lambda: nn.Sequential(Stateful(), nn.Linear(4, 4)), rows(40), Pipeline(cuts=(1,)), Local(2))
+
+
 def test_parts_are_trained_on_cpus():
     with pytest.raises(UsageError, match="NeuronParallel trains on CPUs; leave device at 'auto'"):
         train(plain, rows(40), NeuronParallel(), Local(2), device="cuda")

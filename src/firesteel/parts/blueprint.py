@@ -9,6 +9,7 @@ from typing import final
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from firesteel import randomness
 from firesteel.errors import UsageError
@@ -24,7 +25,8 @@ class Blueprint:
     The numbers are those, bit for bit, of `randomness.initialise(seed); build()`, but only one tensor of the network, and
     what it is made from, is in memory at a time. A build may do nearly what it likes: it may draw, scale, copy, tie, read
     single numbers (`.item()`) and seed generators. One that goes round torch's operations (NumPy, files, other devices),
-    or that gives a network that has numbers already, is run a second time, for real, and what it gives is held `whole`.
+    or that gives a network that has numbers already, or tensors that are neither parameters nor buffers, is run a second
+    time, for real, and what it gives is held `whole`.
 
     Torch's global generator of the CPU is left as it was. One of the caller's own that the build draws from is moved by
     `of`, as the build would move it, but not by `fill`.
@@ -42,7 +44,8 @@ class Blueprint:
 
     def __init__(self, module: nn.Module, tape: Tape, views: dict[str, View], reason: str | None = None) -> None:
         self.module: nn.Module = module
-        """On the device "meta"; structure, names, shapes and dtypes as `build` gives them."""
+        """On the device "meta"; structure, names, shapes and dtypes as `build` gives them. What is neither parameter nor buffer
+        is real."""
         self.reason: str | None = reason
         """Why the build could not be recorded, in a line; None if it could."""
         self._tape: Tape = tape
@@ -68,6 +71,7 @@ class Blueprint:
         tensors = _tensors(module)
         if not all(x.is_meta for x in tensors.values()):
             raise Unrecordable("it gives a network that has numbers already")
+        _refuse_others(module, {id(x) for x in tensors.values()})
         return cls(module, tape, {name: tape.view(x) for name, x in tensors.items()})
 
     @classmethod
@@ -120,6 +124,18 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
         if nn.parameter.is_lazy(x):
             raise UsageError(f"{name} has no shape yet: give the module its sizes instead of a Lazy one.")
     return found
+
+
+def _refuse_others(module: nn.Module, own: set[int]) -> None:
+    """Raise `Unrecordable` for a tensor without numbers that a module keeps besides its `own` parameters and buffers, by id.
+
+    One that was computed from parameters does not count: forward makes it anew, or it could not be trained.
+    """
+    for each in module.modules():
+        for name, value in vars(each).items():
+            kept = [x for x in tree_leaves(value) if isinstance(x, Tensor) and id(x) not in own]
+            if any(x.is_meta and x.is_leaf for x in kept):
+                raise Unrecordable(f"{type(each).__name__}.{name} is a tensor, but neither a parameter nor a buffer")
 
 
 def _like(x: Tensor) -> Tensor:

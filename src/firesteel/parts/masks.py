@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from firesteel.errors import UsageError
 from firesteel.models.layers import run_chain
 from firesteel.parts.network import Network
+from firesteel.parts.shapes import Shapes
 
 _DROPS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 
@@ -75,7 +76,7 @@ class Masks:
             inputs: list[Tensor] = []
             for number, layer in enumerate(network.layers):
                 inputs.append(x)
-                with _Draws() as draws, torch.no_grad():
+                with Shapes(), _Draws() as draws, torch.no_grad():
                     x = run_chain([layer.module], x, lengths)
                 found += [(number, noise, kept) for noise, kept in draws.seen]
             self._found[key] = found, inputs

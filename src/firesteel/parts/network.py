@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from firesteel.errors import UsageError
 from firesteel.models.layers import run_chain
+from firesteel.parts.shapes import Shapes
 
 
 @final
@@ -77,7 +78,7 @@ def network(module: nn.Module, inputs: Sequence[Tensor], who: str) -> Network:
             )
         before, strides = tuple(x.shape[1:]), x.stride()
         order = tuple(sorted(range(x.dim()), key=lambda dim, strides=strides: -strides[dim]))
-        with torch.no_grad():
+        with Shapes(), torch.no_grad():
             x = run_chain([each], x, lengths)
         after = tuple(x.shape[1:])
         layers.append(Layer(names.get(id(each), ""), each, before, after, order, _flops(each, after)))

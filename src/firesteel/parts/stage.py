@@ -87,6 +87,7 @@ class Stage(nn.Module):
         self._ahead: int | None = None if schedule == "gpipe" else len(stages) - 1 - index
         self._micro_batches: int = micro_batches
         self._share: float = sum(layer.flops for layer in stages[index]) / network.flops
+        self._writes: bool = _writes(self.layers)  # to what it gets, which as a leaf is not to be written to
         self._told: Told = Told(Rows((0,), 0), 0.0, 0.0, 0)
 
     def _wanted(self, number: int, layers: tuple[Layer, ...], stages: int) -> tuple[int, ...]:
@@ -200,8 +201,7 @@ class Stage(nn.Module):
         start, stop = run.pieces[number]
         if self._index:
             x = x.requires_grad_()
-        begin = x.clone() if getattr(self.layers[0], "inplace", False) else x  # a leaf is not to be written to
-        out = self._run(run, number, begin)
+        out = self._run(run, number, x.clone() if self._writes else x)
         if not self._last:
             return _Graph(x, out)
         targets = run.feed.rows(TARGETS, start, stop)
@@ -285,6 +285,16 @@ class _Graph:
 
 def _grad(x: Tensor) -> Tensor:
     return torch.zeros_like(x) if x.grad is None else x.grad
+
+
+def _writes(layers: nn.ModuleList) -> bool:
+    """Whether a layer works in place up to the first that has parameters, which is the last that may get what came in."""
+    for layer in layers:
+        if any(getattr(each, "inplace", False) for each in layer.modules()):
+            return True
+        if any(True for _ in layer.parameters()):
+            return False
+    return False
 
 
 def _check(layer: Layer, who: str) -> None:
