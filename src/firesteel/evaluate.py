@@ -68,18 +68,21 @@ def part_sums(
 ) -> Tensor:
     """`sums` over this worker's rows, where the network lies in parts: all workers compute the outputs of everyone's.
 
+    A block has no more of a worker's rows than a batch of its, so that evaluating needs no more memory than training.
+
     Args:
         params, statistics: of this worker's part, as published.
         most_rows: of any worker's held-out rows; all take as many blocks.
     """
     part = worker.part
     assert part is not None
+    each = max(1, min(1024, worker.plan.batch_size))
     saved, saved_statistics = worker.params.clone(), worker.buffers
     worker.params, worker.buffers = params, statistics
     total = torch.zeros(2 + len(metrics), dtype=torch.float64)
     with evaluating(worker.module):
-        for start in range(0, most_rows, 1024):
-            batch = held.block(min(start, held.rows), min(start + 1024, held.rows))
+        for start in range(0, most_rows, each):
+            batch = held.block(min(start, held.rows), min(start + each, held.rows))
             outputs = worker.wait(part.outputs(batch))
             if batch.rows:
                 total += _of(outputs, batch, loss, metrics)

@@ -338,9 +338,43 @@ class Noisy(nn.Module):
         return x + torch.randn_like(x)
 
 
+class Counting(nn.Linear):
+    """Keeps count of the batches that it is trained with, in place or not."""
+
+    count: Tensor
+
+    def __init__(self, in_place: bool) -> None:
+        super().__init__(4, 4)
+        self.in_place: bool = in_place
+        self.register_buffer("count", torch.zeros(2))
+
+    def forward(self, input: Tensor) -> Tensor:
+        if self.training and self.in_place:
+            self.count[1] += 1
+        elif self.training:
+            self.count = self.count + 1
+        return super().forward(input)
+
+
+def test_a_layer_may_read_its_buffers():
+    chain = network(nn.Sequential(nn.Linear(4, 4), Counting(True).eval(), nn.Linear(4, 2)).to("meta"), x(4), "it")
+    assert Pipeline(cuts=(1,)).part(chain, nothing(4), 1, 2).pieces["layers.0.count"].name == "1.count"
+
+
 @pytest.mark.parametrize(
     ("layers", "cuts", "said"),
     [
+        (
+            (nn.Linear(4, 4), Counting(True), nn.Linear(4, 2)),
+            None,
+            r"'1' \(Counting\) would change its buffer 'count' with each",
+        ),
+        ((nn.Linear(4, 4), Counting(False), nn.Linear(4, 2)), None, r"'1' \(Counting\) would change its buffer 'count'"),
+        (
+            (nn.Linear(4, 4), nn.utils.parametrizations.spectral_norm(nn.Linear(4, 2))),
+            None,
+            r"'1' \(ParametrizedLinear\) would change its buffer 'parametrizations.weight.0._u' with each",
+        ),
         (
             (nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Linear(4, 2)),
             None,

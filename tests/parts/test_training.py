@@ -147,6 +147,32 @@ def test_early_stopping_scores_the_parts_together():
     assert run.evaluate(firesteel.datasets.digits().test)["accuracy"] > 0.9
 
 
+class Told(nn.Module):
+    """Hands on what it gets, and writes down how many rows these are."""
+
+    def __init__(self, note: str) -> None:
+        super().__init__()
+        self.note = note
+
+    def forward(self, x):
+        if not x.is_meta:
+            with open(self.note, "a") as file:
+                print(len(x), self.training, file=file)
+        return x
+
+
+def test_evaluating_takes_no_more_rows_at_once_than_training(tmp_path):
+    note = str(tmp_path / "rows")
+
+    def factory():
+        return nn.Sequential(nn.Linear(12, 8), Told(note), nn.Linear(8, 4))
+
+    _ = train(factory, rows(300), NeuronParallel(), Local(2, threads=1), validation=0.5, epochs=1)
+    seen = [line.split() for line in (tmp_path / "rows").read_text().splitlines()]
+    most = {mode: max(int(count) for count, training in seen if training == mode) for mode in ("True", "False")}
+    assert most == {"True": 32, "False": 32}
+
+
 def test_workers_without_rows_take_part():
     """Five rows for four workers, a batch of one each."""
     data = rows(5)

@@ -92,7 +92,7 @@ def _empty(x: Tensor) -> Tensor:
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=_META)
 
 
-def _aliased(function: Any, args: Any, kwargs: Any, to_write: bool = False) -> list[Tensor]:
+def aliased(function: Any, args: Any, kwargs: Any, to_write: bool = False) -> list[Tensor]:
     """Those tensors among the arguments whose memory the function writes, or also those of which it gives views."""
     found: list[Tensor] = []
     for number, argument in enumerate(function._schema.arguments):
@@ -137,8 +137,8 @@ class Tape(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         with self.blame, torch._C.DisableTorchFunction():
             leaves, spec = tree_flatten((args, kwargs or {}))
-            aliased = {id(x) for x in _aliased(func, args, kwargs or {})}
-            return self._record(func, [self._without_numbers(x, id(x) in aliased) for x in leaves], spec)
+            shared = {id(x) for x in aliased(func, args, kwargs or {})}
+            return self._record(func, [self._without_numbers(x, id(x) in shared) for x in leaves], spec)
 
     def view(self, x: Tensor) -> View:
         """Where it lies; `Unrecordable` for a tensor that no recorded operation made."""
@@ -235,7 +235,7 @@ class Tape(TorchDispatchMode):
         if returns and not any("Tensor" in kind for kind in returns):
             # A number is asked for (`item`, `equal`): the recorded code may go one way or another by it.
             return self._now(function, leaves, spec)
-        written = [self.view(x) for x in _aliased(function, args, kwargs, to_write=True)]
+        written = [self.view(x) for x in aliased(function, args, kwargs, to_write=True)]
         inputs = {view.key for view in views if isinstance(view, View)}
         random = torch.Tag.nondeterministic_seeded in function.tags
         # A draw that fills a tensor is run below; what torch does in its place on meta tensors would import its compiler.
@@ -288,7 +288,7 @@ class Tape(TorchDispatchMode):
         try:
             return function(*args, **kwargs)
         except NotImplementedError:  # shapes that depend on the numbers, or that torch does not foresee
-            if torch.Tag.nondeterministic_seeded in function.tags or _aliased(function, args, kwargs):
+            if torch.Tag.nondeterministic_seeded in function.tags or aliased(function, args, kwargs):
                 raise
             return tree_map_only(Tensor, _empty, self._now(function, leaves, spec))
 
