@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, final
 
 import cloudpickle
@@ -47,8 +46,16 @@ class Half(nn.Module):
             "down.bias": Piece("3.bias", Cut((2,)), shared=True),
         }
 
+        self.alone: bool = False
+
     def forward(self, x: Tensor) -> Tensor:
         return self.down(torch.relu(self.norm(self.up(x))))
+
+    async def prepare(self, batch: Any) -> Any:
+        return batch
+
+    async def outputs(self, batch: Any) -> Tensor:
+        return self(batch.inputs[0])
 
 
 @final
@@ -58,6 +65,12 @@ class Marking:
 
     hurried: bool = False
     """At the end, while models wait to be evaluated, somebody no longer waits."""
+
+    def parts_of(self, workers: int) -> int:
+        return 2
+
+    def part(self, network: Any, nothing: Any, index: int, parts: int) -> nn.Module:
+        return Half(index)
 
     async def run(self, worker: Any, net: Any) -> Tensor:
         for step, _ in worker.steps():
@@ -98,8 +111,7 @@ def member(rank: int, port: int, data: bytes, path: str) -> None:
     job, source = cloudpickle.loads(data)
     meeting = Meeting(rank, WORKERS, "127.0.0.1", port, job.secret, timeout_seconds=30)
     store = open_store("127.0.0.1", port, 30)
-    own = replace(job, model=functools.partial(Half, rank % 2))
-    rows = run_worker(own, meeting, stream(source, rank, WORKERS), StoreBoard(store, job.secret, job.key), store)
+    rows = run_worker(job, meeting, stream(source, rank, WORKERS), StoreBoard(store, job.secret, job.key), store)
     with pa.OSFile(path, "wb") as sink, pa.ipc.new_stream(sink, RESULT) as out:
         for batch in rows:
             out.write_batch(batch)

@@ -32,7 +32,6 @@ from firesteel.outcome import assemble, rescue
 from firesteel.parts import assembly
 from firesteel.parts.assembly import Replicas, fingerprint, hand_over, mapped, write
 from firesteel.parts.cuts import Cut, Piece
-from firesteel.sim import gang_run
 from firesteel.sim import world as simulated
 
 
@@ -266,14 +265,7 @@ def test_every_worker_of_a_gang_hands_over_its_part(tmp_path, hurried):
     ]
 
 
-def test_every_worker_of_a_simulated_gang_hands_over_its_part(tmp_path, monkeypatch):
-    begin = gang_run.GangRun._begin
-
-    def own(self, rank, whole, shard):
-        monkeypatch.setattr(self, "_own", lambda: replace(job, model=functools.partial(Half, rank % 2)))
-        return begin(self, rank, whole, shard)
-
-    monkeypatch.setattr(gang_run.GangRun, "_begin", own)
+def test_every_worker_of_a_simulated_gang_hands_over_its_part(tmp_path):
     job, source = job_of(None)
     cluster = firesteel.Cluster(workers=WORKERS)
     batches, _ = simulated.run(job, source, firesteel.Simulated(cluster), lambda board: None)
