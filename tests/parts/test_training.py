@@ -350,6 +350,12 @@ def test_a_network_is_tried_without_numbers():
         train(lambda: nn.Sequential(Stateful(), nn.Linear(4, 4)), rows(40), Pipeline(cuts=(1,)), Local(2))
 
 
+def test_an_optimizer_that_looks_at_whole_tensors_is_told_of():
+    with pytest.warns(UserWarning, match="Adafactor may look at a tensor as a whole"):
+        settings = {"optimizer": firesteel.Optimizer(torch.optim.Adafactor), "epochs": 1}
+        train(plain, rows(40), NeuronParallel(), firesteel.Simulated(firesteel.Cluster(workers=2)), **settings)
+
+
 def test_parts_are_trained_on_cpus():
     with pytest.raises(UsageError, match="NeuronParallel trains on CPUs; leave device at 'auto'"):
         train(plain, rows(40), NeuronParallel(), Local(2), device="cuda")

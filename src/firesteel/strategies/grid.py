@@ -64,9 +64,10 @@ class Grid:
             raise UsageError(
                 f"Grid(data={self.data}, model={self.model}) is for {self.data * self.model} workers, but there are {workers}."
             )
-        self.within.check(self.model, optimizer, module)
         check = getattr(self.across, "check", None)
-        return check(self.data, optimizer, module) if check is not None else None
+        said = [self.within.check(self.model, optimizer, module)]
+        said.append(check(self.data, optimizer, module) if check is not None else None)
+        return " ".join(each for each in said if each) or None
 
     @property
     def measures_layers(self) -> bool:

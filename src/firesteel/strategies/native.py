@@ -12,6 +12,7 @@ from torch import nn
 from firesteel.errors import UsageError
 from firesteel.net.protocol import Net, Vec
 from firesteel.parts.fully_sharded import FullySharded
+from firesteel.parts.optimizers import advice
 from firesteel.parts.tensor_parallel import STYLES, TensorParallelled, check_plan
 from firesteel.worker import Worker
 
@@ -37,8 +38,9 @@ class FullyShard:
         if self.smallest < 1:
             raise UsageError(f"FullyShard(smallest={self.smallest}): a unit has at least one parameter.")
 
-    def check(self, workers: int, optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
+    def check(self, workers: int, optimizer: torch.optim.Optimizer, module: nn.Module) -> str | None:
         _ = FullySharded(module, None, 0, workers, self.smallest, self.reshard)  # pyright: ignore[reportArgumentType]
+        return advice(optimizer) if workers > 1 else None
 
     def parts_of(self, workers: int) -> int:
         """Into how many parts the network is cut."""
@@ -72,8 +74,9 @@ class TensorParallel:
     def __post_init__(self) -> None:
         check_plan(self.plan)
 
-    def check(self, workers: int, optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
+    def check(self, workers: int, optimizer: torch.optim.Optimizer, module: nn.Module) -> str | None:
         _ = self.part(module, None, 0, workers)
+        return advice(optimizer) if workers > 1 else None
 
     def parts_of(self, workers: int) -> int:
         """Into how many parts the network is cut."""

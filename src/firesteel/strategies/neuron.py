@@ -11,6 +11,7 @@ from torch import nn
 from firesteel.errors import UsageError
 from firesteel.net.protocol import Net, Vec
 from firesteel.parts.meetings import Memory
+from firesteel.parts.optimizers import advice
 from firesteel.parts.plan import Conv, Weights
 from firesteel.parts.split_network import SplitNetwork
 from firesteel.worker import Worker
@@ -52,12 +53,13 @@ class NeuronParallel:
             if getattr(self, name) not in known:
                 raise UsageError(f"NeuronParallel({name}={getattr(self, name)!r}): give {' or '.join(map(repr, known))}.")
 
-    def check(self, workers: int, optimizer: torch.optim.Optimizer, module: nn.Module) -> None:
+    def check(self, workers: int, optimizer: torch.optim.Optimizer, module: nn.Module) -> str | None:
         if self.parts is not None and self.parts != workers:
             raise UsageError(
                 f"NeuronParallel(parts={self.parts}) on {workers} workers: each has one part. Set workers={self.parts}, or let "
                 f"several groups share the rows: Grid(data=..., model={self.parts})."
             )
+        return advice(optimizer) if workers > 1 else None
 
     def parts_of(self, workers: int) -> int:
         """Into how many parts the network is cut."""
