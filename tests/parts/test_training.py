@@ -116,10 +116,10 @@ def test_virtual_time_learns_the_same(strategy, workers):
 
 @pytest.mark.parametrize(("strategy", "workers"), [(NeuronParallel(), 2), (Grid(2, 2), 4)], ids=repr)
 def test_stopped_and_resumed(tmp_path, strategy, workers):
-    settings = {"epochs": 60, "validation": 0.1, "optimizer": Adam(lr=1e-3)}
+    settings = {"epochs": 30, "validation": 0.1, "optimizer": Adam(lr=1e-3)}
     on = Local(workers, threads=1)
     whole = train(noisy, rows(210), strategy, on, **settings)
-    first = train(noisy, rows(210), strategy, on, **settings, run_dir=tmp_path / "run", max_seconds=0.1)
+    first = train(noisy, rows(210), strategy, on, **settings, run_dir=tmp_path / "run", max_seconds=0.05)
     assert first.status == "stopped" and 0 < first.settings["steps"] < whole.settings["steps"]
     second = train(noisy, rows(210), strategy, on, **settings, run_dir=tmp_path / "run", resume=True)
     assert second.status == "finished"
