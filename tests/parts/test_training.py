@@ -90,6 +90,23 @@ def test_an_optimizers_groups_are_those_of_the_whole_network(groups, strategy):
     torch.testing.assert_close(flat(run.model), flat(whole.model), rtol=0, atol=2e-6)
 
 
+SHARDS, CUT = firesteel.FullyShard(smallest=1), firesteel.TensorParallel({"0": "colwise_rep"})
+    NeuronParallel(),
+    firesteel.Pipeline(),
+    firesteel.FullyShard(smallest=1),
+    firesteel.TensorParallel({"0": "colwise_rep"}),
+]
+
+
+@pytest.mark.parametrize("within", [NeuronParallel(), firesteel.Pipeline(), SHARDS, CUT], ids=lambda within: type(within).__name__)
+def test_replicas_count_by_the_weight_of_all_their_rows(within):
+    """Rows whose weights differ much, so that workers of one replica have unequal ones."""
+    x, y = rows(150)
+    w = np.random.default_rng(0).random(150).astype(np.float32) ** 4
+    run = train(plain, (x, y, w), Grid(2, 2, within=within), Local(4, threads=1))
+    torch.testing.assert_close(flat(run.model), flat(one_process(plain, (x, y), 4, w=w)), rtol=0, atol=2e-6)
+
+
 WORLDS = [
     (NeuronParallel(), 2),
     (NeuronParallel(), 3),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any, final
 
 import torch
@@ -105,7 +106,10 @@ class FullySharded(nn.Module):
     # ---- passes ------------------------------------------------------------------------------------------------------
 
     async def prepare(self, batch: Batch) -> Batch:
-        """Tell each other of the rows to come. A worker without any gets one of another's, so that it can take part."""
+        """Tell each other of the rows to come; returns them with the weight of everyone's.
+
+        A worker without any gets one of another's, so that it can take part.
+        """
         self._told = told = await tell(batch, self.net)
         self._standing_in = ()
         if 0 in told.rows.counts:
@@ -114,7 +118,7 @@ class FullySharded(nn.Module):
                 row = x[:1].clone() if batch.rows else x.new_zeros(1, *x.shape[1:])  # it is written to
                 row = await self.net.broadcast(row, root=giver)
                 self._standing_in += (torch.cat([row, row]),)  # two, as BatchNorm does not take one
-        return batch
+        return replace(batch, weight=self._told.weight)
 
     async def descend(self, batch: Batch, loss: Loss, meter: Meter | None) -> tuple[float, float]:
         """Add this worker's shard of the gradient of the mean loss over all workers' rows to the parameters' `grad`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from fnmatch import fnmatch
 from typing import Any, final
 
@@ -103,9 +104,9 @@ class TensorParallelled(nn.Module):
     # ---- passes ------------------------------------------------------------------------------------------------------
 
     async def prepare(self, batch: Batch) -> Batch:
-        """Tell each other of the rows to come."""
+        """Tell each other of the rows to come; returns them with the weight of everyone's."""
         self._told = await tell(batch, self.net)
-        return batch
+        return replace(batch, weight=self._told.weight)
 
     async def descend(self, batch: Batch, loss: Loss, meter: Meter | None) -> tuple[float, float]:
         """Add this worker's shards of the gradient of the mean loss over all workers' rows to the parameters' `grad`."""
