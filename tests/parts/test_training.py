@@ -91,14 +91,11 @@ def test_an_optimizers_groups_are_those_of_the_whole_network(groups, strategy):
 
 
 SHARDS, CUT = firesteel.FullyShard(smallest=1), firesteel.TensorParallel({"0": "colwise_rep"})
-    NeuronParallel(),
-    firesteel.Pipeline(),
-    firesteel.FullyShard(smallest=1),
-    firesteel.TensorParallel({"0": "colwise_rep"}),
-]
 
 
-@pytest.mark.parametrize("within", [NeuronParallel(), firesteel.Pipeline(), SHARDS, CUT], ids=lambda within: type(within).__name__)
+@pytest.mark.parametrize(
+    "within", [NeuronParallel(), firesteel.Pipeline(), SHARDS, CUT], ids=lambda within: type(within).__name__
+)
 def test_replicas_count_by_the_weight_of_all_their_rows(within):
     """Rows whose weights differ much, so that workers of one replica have unequal ones."""
     x, y = rows(150)
