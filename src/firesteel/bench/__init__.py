@@ -1,0 +1,1 @@
+"""The bench: which method, on which cluster, for which network."""
