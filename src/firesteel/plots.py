@@ -139,7 +139,7 @@ def gantt(run: Run, most_workers: int = 32) -> Figure:
     figure, axes = _empty((10, 1.2 + 0.32 * (len(ranks) + bool(absent))))
     largest = max(run.trace["bytes"].to_pylist(), default=0) or 1
     for row, rank in enumerate(ranks):
-        computing, waiting = _strips(events[rank])
+        computing, waiting = strips(events[rank])
         _ = axes.broken_barh(computing, (row - 0.32, 0.64), color=_BLUE, linewidth=0)
         _ = axes.broken_barh(waiting, (row - 0.32, 0.64), color=_SAND, linewidth=0)
         sent = [event for event in events[rank] if event["bytes"] > 0]
@@ -156,7 +156,7 @@ def gantt(run: Run, most_workers: int = 32) -> Figure:
     return figure
 
 
-def _strips(events: list[dict[str, Any]]) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+def strips(events: list[dict[str, Any]]) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
     """When a worker computed and when it waited, as (begin, seconds)."""
     computing: list[list[float]] = []  # begin and end; steps without anything between them are one strip
     waiting: list[tuple[float, float]] = []

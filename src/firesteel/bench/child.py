@@ -1,0 +1,107 @@
+"""A process of a bench that performs trials, one after the other, as it is told.
+
+It reads the number of a trial from one pipe and answers by a line of JSON on another. A trial is its own for as long as it holds
+the lock of the trial's file, which the kernel gives back whatever becomes of the process; so benches may share a folder.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from firesteel.bench import results
+from firesteel.bench.recipe import Recipe, load
+from firesteel.bench.trial import perform
+from firesteel.errors import Interrupted
+from firesteel.spark.world import Spark
+
+EXECUTOR_MEGABYTES = 2048
+
+
+def main() -> None:
+    """`python -m firesteel.bench.child`: orders by pipe; see `running`."""
+    orders, answers, alive, call = (*(int(each) for each in sys.argv[1:4]), json.loads(sys.argv[4]))
+    _ = threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
+    recipe, folder = load(call["recipe"], **call["choices"]), Path(call["folder"])
+    with os.fdopen(orders) as told, os.fdopen(answers, "w") as out:
+        for order in told:
+            name, wait = json.loads(order)
+            try:
+                answer = _attend(recipe, name, folder, wait, call["master"])
+            except (Interrupted, KeyboardInterrupt):
+                answer = {"interrupted": name}
+            _ = out.write(json.dumps(answer) + "\n")
+            out.flush()
+
+
+def _end_with(alive: int) -> None:
+    """End this process and all that it has started when the bench has gone: nobody is left to tell them."""
+    with contextlib.suppress(OSError):
+        _ = os.read(alive, 1)
+    os.killpg(0, signal.SIGKILL)
+
+
+def _attend(recipe: Recipe, name: str, folder: Path, wait: bool, master: str | None) -> dict[str, Any]:
+    trial, path = recipe.trials[name], file_of(folder, name)
+    with locked(path, wait) as mine:
+        if not mine:
+            return {"busy": name}
+        if path.exists():  # another bench was faster
+            return {"there": name}
+        for left in path.parent.glob(f".{path.name}.*"):  # of a process that was killed while it wrote
+            left.unlink()
+        session = _session(recipe, master) if isinstance(trial.on, Spark) else None
+        result = perform(trial, _rows(trial.workload.data), session)
+        results.write(path, result)
+    return {"done": name}
+
+
+def file_of(folder: Path, name: str) -> Path:
+    """Where a trial's result lies, or will."""
+    return folder / results.TRIALS / f"{name}.jsonl"
+
+
+@contextlib.contextmanager
+def locked(path: Path, wait: bool) -> Iterator[bool]:
+    """Hold the lock of a trial; yields False where somebody else has it and `wait` is false."""
+    lock = path.parent / ".locks" / path.name
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
+@functools.lru_cache(maxsize=2)
+def _rows(data: Any) -> Any:
+    return data()
+
+
+_sessions: dict[str, Any] = {}
+
+
+def _session(recipe: Recipe, master: str | None) -> Any:
+    """One session for all of this process's trials, with a slot for each worker of the largest."""
+    if not _sessions:
+        from firesteel.cli.session import spark_session
+
+        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+        most = max(trial.on.workers for trial in recipe.trials.values() if isinstance(trial.on, Spark))
+        _sessions["spark"] = spark_session(master or f"local-cluster[{most},1,{EXECUTOR_MEGABYTES}]", None)
+    return _sessions["spark"]
+
+
+if __name__ == "__main__":
+    main()
