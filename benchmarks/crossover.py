@@ -19,94 +19,16 @@ from torch import Tensor, nn
 import firesteel
 from benchmarks import report
 from firesteel import Cluster, Compute, Network, VectorFreeLBFGS
-from firesteel.net.protocol import Net, Vec, drive
+from firesteel.net.protocol import Vec, drive
 from firesteel.sim import costs
 from firesteel.strategies.curvature import History
-from firesteel.strategies.line_search import strong_wolfe
-from firesteel.strategies.shares import dots
-from firesteel.worker import Worker
+from recipes.methods import CentralLBFGS, recursion
 
 WORKERS, MEMORY = 16, 10
 SIZES = [10**k for k in range(3, 10)]
 LARGE, LARGER = 512 * 10**6, 10**9
 PAPER = 10**7  # parameters, where the paper's forms cross
 NETWORKS = {"1 Gbit/s, 0.1 ms": Network(1e-4, 125e6), "10 Gbit/s, 0.02 ms": Network(2e-5, 1.25e9)}
-
-
-@final
-@dataclass(frozen=True)
-class CentralLBFGS:
-    """L-BFGS whose history worker 0 holds alone: gradients go there by a tree of messages, the direction comes back."""
-
-    memory: int = 10
-
-    own_steps = True
-    full_batch = True
-
-    async def run(self, worker: Worker, net: Net) -> Vec:
-        pairs: deque[tuple[Vec, Vec]] = deque(maxlen=self.memory)
-        value, weight, _ = await _looked(worker, net, worker.params)
-        gradient = (await _reduced(worker.grads, net)) / weight  # [P]; it is the whole one at worker 0 only
-        for _ in worker.iterations():
-            start = worker.params.clone()
-            direction = recursion(pairs, gradient) if net.rank == 0 else torch.empty_like(start)
-            slope, length = float(dots(direction[None], gradient[None])), float(torch.linalg.vector_norm(direction))
-            told = torch.tensor([slope, 1.0 if pairs else 1.0 / max(length, 1e-30)], dtype=torch.float64)
-            direction = await net.broadcast(direction)
-            slope, step = (await net.broadcast(told)).tolist()
-            search = strong_wolfe(value, slope, step, 1e-4, 0.9, 20)
-            taken, at = next(search), None
-            while taken != at:
-                at = taken
-                _ = torch.add(start, direction, alpha=at, out=worker.params)
-                value, weight, rise = await _looked(worker, net, direction)
-                try:
-                    taken = search.send((value, rise / weight))
-                except StopIteration as end:
-                    taken = end.value
-            if not at:
-                break
-            following = (await _reduced(worker.grads, net)) / weight
-            if net.rank == 0:
-                pairs.append((worker.params - start, following - gradient))
-            gradient = following
-            net.publish(worker.params)
-        return worker.params
-
-
-async def _looked(worker: Worker, net: Net, along: Vec) -> tuple[float, float, float]:
-    """One pass: the mean loss at `worker.params`, the weight of all rows, and its product with the slope along a line."""
-    loss, weight = worker.sum_gradient()
-    local = torch.tensor([loss, weight, float(dots(worker.grads[None], along[None]))], dtype=torch.float64)
-    loss, weight, rise = (await net.all_reduce(local, "sum")).tolist()
-    return loss / weight, weight, rise
-
-
-async def _reduced(x: Vec, net: Net) -> Vec:
-    """The sum over all workers, at worker 0, by a binomial tree; elsewhere the sum of those below."""
-    distance = 1
-    while distance < net.size:
-        if net.rank & distance:
-            await net.send(x, net.rank - distance)
-            break
-        if net.rank + distance < net.size:
-            x.add_(await net.recv(net.rank + distance))
-        distance *= 2
-    return x
-
-
-def recursion(pairs: deque[tuple[Vec, Vec]], gradient: Vec) -> Vec:
-    """The direction, [P], by two loops over the pairs (Nocedal & Wright 2006, algorithm 7.4)."""
-    direction, weights = -gradient, []
-    for s, y in reversed(pairs):
-        weights.append(float(s @ direction) / float(s @ y))
-        direction.add_(y, alpha=-weights[-1])
-    if pairs:
-        s, y = pairs[-1]
-        direction.mul_(float(s @ y) / float(y @ y))
-    for (s, y), weight in zip(pairs, reversed(weights), strict=True):
-        direction.add_(s, alpha=weight - float(y @ direction) / float(s @ y))
-    return direction
 
 
 # ---- multiply-adds, on this machine ----------------------------------------------------------------------------------

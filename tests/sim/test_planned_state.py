@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 import torch
-from benchmarks.crossover import CentralLBFGS
+from recipes.methods import CentralLBFGS
 from problem import flat, network, rows
 from torch import nn
 

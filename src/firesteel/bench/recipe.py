@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+import cloudpickle
+
 from firesteel.bench.claims import Claim
 from firesteel.bench.results import Result
 from firesteel.bench.trial import Trial
@@ -71,8 +73,8 @@ def load(path: str | Path, **choices: Any) -> Recipe:
 
 
 def _run(file: Path) -> Any:
-    """The recipe as a module by the name of its file, so that what it defines can be pickled for workers."""
-    spec = importlib.util.spec_from_file_location(file.stem, file)
+    """The recipe as a module by the name of its file. Workers, which cannot import it, are sent what it defines."""
+    spec = importlib.util.spec_from_file_location(file.stem, file.absolute())
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     folder = str(file.parent.absolute())
@@ -85,6 +87,10 @@ def _run(file: Path) -> Any:
         raise UsageError(f"{file}: {error}") from error
     except Exception as error:
         raise UsageError(f"{file} cannot be run: {type(error).__name__}: {error}") from error
+    for other in list(sys.modules.values()):
+        place = getattr(other, "__file__", None)
+        if place is not None and Path(place).parent == file.parent.absolute():
+            cloudpickle.register_pickle_by_value(other)
     return module
 
 
