@@ -94,8 +94,9 @@ def claims(results: list[Result]) -> list[Claim]:
                     f"{alone / two:.2f} times with 2 workers of this machine; simulated "
                     + ", ".join(f"{up:.1f} with {w}" for w, up in ups.items() if w > 1),
                     "shown" if max(ups.values()) > 1.1 else "not shown",
-                    "" if max(ups.values()) > 1.1 else "batches of 32 rows a worker and a small network: meetings take longer "
-                    "than what they save",
+                    ""
+                    if max(ups.values()) > 1.1
+                    else "batches of 32 rows a worker and a small network: meetings take longer than what they save",
                 )
             )
     found.append(

@@ -85,8 +85,15 @@ def claims(results: list[Result]) -> list[Claim]:
         found.append(_same(each.name, "L-BFGS", spread, central, 0.01))
         plain = [r for r in here if r.method.endswith(", Adam")]
         found.append(_same(each.name, "Adam, sharded", [r for r in here if r.method.endswith("sharded")], plain, 0.01))
-        found.append(_same(each.name, "Adam, basis form", [r for r in here if 'form="basis"' in r.method.replace("'", '"')
-                                                            and r.header["strategy"] == "VectorFreeAdam"], plain, 0.01))
+        found.append(
+            _same(
+                each.name,
+                "Adam, basis form",
+                [r for r in here if 'form="basis"' in r.method.replace("'", '"') and r.header["strategy"] == "VectorFreeAdam"],
+                plain,
+                0.01,
+            )
+        )
         grad = [r for r in here if r.method.endswith(", AdaGrad")]
         found.append(_same(each.name, "AdaGrad, basis form", named(here, "VectorFreeAdaGrad"), grad, 0.01))
         a, b = median(map(seconds_per_epoch, spread)), median(map(seconds_per_epoch, central))

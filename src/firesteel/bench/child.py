@@ -1,14 +1,13 @@
 """A process of a bench that performs trials, one after the other, as it is told.
 
-It reads the number of a trial from one pipe and answers by a line of JSON on another. A trial is its own for as long as it holds
-the lock of the trial's file, which the kernel gives back whatever becomes of the process; so benches may share a folder.
+It reads the name of a trial from one pipe and answers by a line of JSON on another. A trial is its own for as long as it holds
+the lock of the trial's file, which the kernel gives back whatever becomes of it; so benches may share a folder.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import functools
 import json
 import os
 import signal
@@ -21,6 +20,8 @@ from typing import Any
 from firesteel.bench import results
 from firesteel.bench.recipe import Recipe, load
 from firesteel.bench.trial import perform
+from firesteel.bench.workload import Workload
+from firesteel.datasets import Dataset
 from firesteel.errors import Interrupted
 from firesteel.spark.world import Spark
 
@@ -60,7 +61,7 @@ def _attend(recipe: Recipe, name: str, folder: Path, wait: bool, master: str | N
         for left in path.parent.glob(f".{path.name}.*"):  # of a process that was killed while it wrote
             left.unlink()
         session = _session(recipe, master) if isinstance(trial.on, Spark) else None
-        result = perform(trial, _rows(trial.workload.data), session)
+        result = perform(trial, _rows(trial.workload, trial.seed if trial.workload.splits else 0), session)
         results.write(path, result)
     return {"done": name}
 
@@ -84,9 +85,15 @@ def locked(path: Path, wait: bool) -> Iterator[bool]:
         yield True
 
 
-@functools.lru_cache(maxsize=2)
-def _rows(data: Any) -> Any:
-    return data()
+_datasets: dict[Any, Dataset] = {}  # the last one: trials of a workload follow each other
+
+
+def _rows(workload: Workload, seed: int) -> Dataset:
+    key = (workload.name, seed)
+    if key not in _datasets:
+        _datasets.clear()
+        _datasets[key] = workload.rows_of(seed)
+    return _datasets[key]
 
 
 _sessions: dict[str, Any] = {}

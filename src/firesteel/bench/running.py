@@ -82,10 +82,8 @@ def run(
             else:
                 tell(item)
     except KeyboardInterrupt:
-        left = len(pending(recipe, folder))
-        raise Interrupted(
-            f"{len(recipe.trials) - left} of {len(recipe.trials)} trials are done and kept in {folder}; the same command goes on."
-        ) from None
+        done, all_ = len(recipe.trials) - len(pending(recipe, folder)), len(recipe.trials)
+        raise Interrupted(f"{done} of {all_} trials are done and kept in {folder}; the same command goes on.") from None
     finally:
         stop.set()
         for hand in hands:

@@ -49,7 +49,7 @@ class Workload:
     """What tables call it; one name, one workload."""
     model: Callable[[], nn.Module]
     """Makes the network: a class, a function or a `functools.partial`, importable by its name."""
-    data: Callable[[], Dataset]
+    data: Callable[..., Dataset]
     """Gives training rows and the rows that the metric is of."""
     target: float
     """Value of the metric from which on a model is good."""
@@ -63,6 +63,8 @@ class Workload:
     """Rows of a step, of each worker, >= 1."""
     rows: int | None = None
     """Only the first so many training rows; None: all."""
+    splits: bool = False
+    """Every seed has rows of its own: `data` is called with the trial's seed."""
     points_per_epoch: float = 1.0
     """Models that are kept and evaluated, per pass over the rows, > 0; evaluation is outside the clock."""
 
@@ -77,6 +79,10 @@ class Workload:
     def smaller_is_better(self) -> bool:
         return self.metric == "loss" or self.metric in SMALLER_IS_BETTER
 
+    def rows_of(self, seed: int) -> Dataset:
+        """The data of a trial with that seed."""
+        return self.data(seed) if self.splits else self.data()
+
     def described(self) -> dict[str, Any]:
         """As a result's file has it."""
         return {
@@ -86,6 +92,7 @@ class Workload:
             "model": named(self.model),
             "data": named(self.data),
             "rows": self.rows,
+            "splits": self.splits,
             "loss": self.loss,
             "points_per_epoch": self.points_per_epoch,
         }
