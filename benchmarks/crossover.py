@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
+from recipes.methods import CentralLBFGS, recursion
 from torch import Tensor, nn
 
 import firesteel
@@ -22,7 +23,6 @@ from firesteel import Cluster, Compute, Network, VectorFreeLBFGS
 from firesteel.net.protocol import Vec, drive
 from firesteel.sim import costs
 from firesteel.strategies.curvature import History
-from recipes.methods import CentralLBFGS, recursion
 
 WORKERS, MEMORY = 16, 10
 SIZES = [10**k for k in range(3, 10)]

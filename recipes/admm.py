@@ -1,8 +1,8 @@
 """Training without gradients on MNIST: loss and accuracy of training, validation and test rows after every sweep of ADMM.
 
 Taylor et al. 2016 (1605.02026) and Wang et al. 2019 (dlADMM) on one hidden layer of 300 units, 55,000 rows of MNIST. An
-implementation on Spark reports 85 % at its tenth epoch, which is about what a linear classifier reaches on MNIST. A run is scored on
-the rows for validation and, run once more from the same seed, on those for testing.
+implementation on Spark reports 85 % at its tenth epoch, which is about what a linear classifier reaches on MNIST. A run is
+scored on the rows for validation and, run once more from the same seed, on those for testing.
 """
 
 from __future__ import annotations

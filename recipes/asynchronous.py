@@ -1,10 +1,11 @@
 """Workers that do not wait: six methods over workers and windows, the equilibrium of elastic averaging, implicit momentum.
 
-Hermans 2017 (CERN-THESIS-2017-103) trains MNIST with Downpour, AEASGD, EAMSGD, DynSGD, AGN and ADAG on 10 to 40 workers with 10 to
-40 local steps between two pushes. Here the workers are simulated at those numbers, and real at 2 and 4. The network is smaller
-(784-100-10, 20,000 rows, 10 epochs over the workers) so that two cores compute the whole grid in minutes: what is compared are
-methods under the same staleness, not the thesis's seconds. Elastic averaging's two pulls are told by a run on 4 workers; implicit
-momentum (Mitliagkas et al. 2016) by one worker with momentum 1 - 1/N beside N that do not wait.
+Hermans 2017 (CERN-THESIS-2017-103) trains MNIST with Downpour, AEASGD, EAMSGD, DynSGD, AGN and ADAG on 10 to 40 workers
+with 10 to 40 local steps between two pushes. Here the workers are simulated at those numbers, and real at 2 and 4. The
+network is smaller (784-100-10, 20,000 rows, 10 epochs over the workers) so that two cores compute the whole grid in
+minutes: what is compared are methods under the same staleness, not the thesis's seconds. Elastic averaging's two pulls are
+told by a run on 4 workers; implicit momentum (Mitliagkas et al. 2016) by one worker with momentum 1 - 1/N beside N that do
+not wait.
 """
 
 from __future__ import annotations
@@ -257,7 +258,7 @@ def _equilibrium(own: list[Result]) -> list[Claim]:
                 "shown" if 0.5 < ratio < 2 else "not shown",
                 ""
                 if 0.5 < ratio < 2
-                else "the gradient that drives a worker vanishes as it fits its rows; the spring is per exchange",
+                else "the gradient vanishes as a worker fits its rows, and the spring acts once in a period",
             )
         )
     reached = lambda runs: median(_epochs_to(r, 0.88) for r in runs)  # noqa: E731

@@ -1,9 +1,9 @@
 """Parallel mini-batch back-propagation: five local epochs, then the average; over random splits, beside one worker alone.
 
-The poster "Distributed neural networks: a parallel approach" trains on Hadoop: for N random splits into training and test rows,
-every mapper samples a mini-batch of its own rows and trains on it for five epochs, an all-reduce averages the networks, and so on.
-Its output is the list of accuracies over the splits, parallel against sequential, and the time against the number of mappers.
-Here the mappers are workers of one gang; "sequential" is the same rule on one worker.
+The poster "Distributed neural networks: a parallel approach" trains on Hadoop: for N random splits into training and test
+rows, every mapper samples a mini-batch of its own rows and trains on it for five epochs, an all-reduce averages the
+networks, and so on. Its output is the list of accuracies over the splits, parallel against sequential, and the time against
+the number of mappers. Here the mappers are workers of one gang; "sequential" is the same rule on one worker.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Data and model parallelism: speed-up of four architectures over workers, data size and number of parameters.
 
-Shrivastava, Chaudhury and Jayadeva 2017 (arXiv 1708.05840) split fully connected, convolutional, recurrent and LSTM networks over
-Spark workers, and report up to 11 times the speed of one. Here the rows are MNIST's: one epoch of SGD with momentum, measured on
-one and two workers of this machine, and on a simulated cluster of hosts behind 10 Gbit/s.
+Shrivastava, Chaudhury and Jayadeva 2017 (arXiv 1708.05840) split fully connected, convolutional, recurrent and LSTM
+networks over Spark workers, and report up to 11 times the speed of one. Here the rows are MNIST's: one epoch of SGD with
+momentum, measured on one and two workers of this machine, and on a simulated cluster of hosts behind 10 Gbit/s.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Digits in a minute: five methods, one to sixteen workers.
 
-Handwritten digits (1,433 rows) and a small network, on this machine and on simulated clusters: a first look at what the bench does.
-Nothing is claimed; the rows are too few for that.
+Handwritten digits (1,433 rows) and a small network, on this machine and on simulated clusters: a first look at what the
+bench does. Nothing is claimed; the rows are too few for that.
 """
 
 from __future__ import annotations

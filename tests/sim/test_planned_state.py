@@ -6,8 +6,8 @@ import dataclasses
 
 import pytest
 import torch
-from recipes.methods import CentralLBFGS
 from problem import flat, network, rows
+from recipes.methods import CentralLBFGS
 from torch import nn
 
 import firesteel
