@@ -303,7 +303,7 @@ def _momentum(own: list[Result]) -> list[Claim]:
                 Claim(
                     f"{workers} workers that do not wait are one with momentum 1 - 1/{workers}",
                     "exact in expectation, for exponential step times",
-                    f"mean distance of training loss {near:.3f} nats to the one with momentum, {far:.3f} to the same rate without",
+                    f"mean distance of training loss {near:.3f} nats to the one with momentum, {far:.3f} to the rate alone",
                     "shown" if near < 0.5 * far else "not shown",
                 )
             )
