@@ -65,7 +65,8 @@ class Train:
     """mlp:IN,HIDDEN,...,OUT, lenet, vgg:DEPTH,WIDTH, rnn: or lstm:IN,HIDDEN,CLASSES, charlstm:SYMBOLS,HIDDEN, or
     MODULE:FACTORY (also from the current folder)."""
     data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
-    """A Parquet file or folder, or digits, mnist, cifar10, japanese_vowels, tinyshakespeare, or NAME:FOLDER of their files."""
+    """A Parquet file or folder, or digits, mnist, cifar10, japanese_vowels, tinyshakespeare, a9a, higgs, or NAME:FOLDER of
+    their files."""
     features: list[str] = field(default_factory=lambda: ["features"])
     """Feature columns."""
     label: str = "label"
