@@ -1,7 +1,8 @@
 """A run with a server, from the caller's side: start the servers and the workers, then score what was kept.
 
 Workers are started twice: first they train, each for itself; when all have ended, a second round evaluates the models that the
-servers kept on the rows held out. So evaluation costs the run no time, and no worker waits for another.
+servers kept, on the rows held out and, where that is asked for, on rows trained on. So evaluation costs the run no time, and no
+worker waits for another.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import nn
 
 from firesteel.checkpoint import Board, Folder
 from firesteel.errors import Diverged, Interrupted, UsageError
-from firesteel.evaluate import named
+from firesteel.evaluate import by_column
 from firesteel.flat import flatten, statistics_of
 from firesteel.job import Job, Score
 from firesteel.losses import resolve_metrics
@@ -93,8 +94,8 @@ def train_apart(
     models[-1][0]["epoch"] = collected.mark["epoch"]  # workers without rows may have been told apart only later
     scores, hurried = [dict[str, float]() for _ in models], collected.hurried
     if job.validated and not held_rows:
-        warnings.warn("validation was asked for, but no row was left for it: the run has no scores.", stacklevel=4)
-    elif job.validated and not hurried:
+        warnings.warn("validation was asked for, but no row was left for it: the run has no scores of it.", stacklevel=4)
+    if (held_rows or job.score_training) and not hurried:
         try:
             scores = _score(job, source, on, run_world, models)
         except KeyboardInterrupt:  # somebody waits for the end: the run, without its scores
@@ -171,7 +172,7 @@ def _score(job: Job, source: Any, on: Any, run_world: World, models: list[Any]) 
     parts = by_part(batches)
     total = sum(torch.tensor(json.loads(parts["scores", rank]), dtype=torch.float64) for rank in range(on.workers))
     assert isinstance(total, torch.Tensor)
-    return [named(row, resolve_metrics(job.metrics)) for row in total]
+    return [by_column(model, job.scored, resolve_metrics(job.metrics)) for model in total]
 
 
 def _interrupted(board: Board) -> None:
@@ -191,7 +192,7 @@ def _history(models: list[Any], scores: list[dict[str, float]], workers: int, be
                 "epoch": mark["epoch"],
                 "samples": int(mark["samples"]),
                 "train_loss": (mark["loss_sum"] - before["loss_sum"]) / weight if weight else None,
-                **{f"validation_{name}": value for name, value in score.items()},
+                **score,
                 "bytes_sent": int(mark["bytes"]),
                 "waited_seconds": mark["waited"] / workers,
             }

@@ -22,7 +22,7 @@ from firesteel import randomness
 from firesteel.data.batches import Plan, total_steps
 from firesteel.data.shard import Shard, build_shard, check_rows
 from firesteel.errors import Diverged, UsageError
-from firesteel.evaluate import probe, sums
+from firesteel.evaluate import probe, scored_rows, sums
 from firesteel.job import Apart, Job, Score
 from firesteel.losses import resolve_loss, resolve_metrics
 from firesteel.net.center import Note
@@ -169,7 +169,7 @@ class CenterProcess:
 
 
 def score(job: Job, meeting: Meeting, batches: Iterable[pa.RecordBatch], device: torch.device) -> Iterator[pa.RecordBatch]:
-    """Sums over this worker's held-out rows, for each model: [models, 2 + metrics], float64."""
+    """Sums over this worker's rows of each kind in `job.scored`, for each model: [models, kinds, 2 + metrics], float64."""
     work = job.work
     assert isinstance(work, Score)
     torch.set_num_threads(job.threads or 1)
@@ -177,10 +177,11 @@ def score(job: Job, meeting: Meeting, batches: Iterable[pa.RecordBatch], device:
     with tempfile.TemporaryDirectory(prefix="firesteel-") as spill:
         whole, shard, held = split_shard(job, meeting.rank, batches, spill)
         worker = make_worker(job, meeting.rank, whole, shard, device, Trace(meeting.rank), 0)
-        found: list[list[float]] = []
+        shards = scored_rows(job, shard, held)
+        found: list[list[list[float]]] = []
         for params, statistics in zip(work.params, work.statistics, strict=True):
             worker.params = params.to(device)
             if statistics.numel():
                 worker.buffers = statistics.to(device)
-            found.append(sums(worker.module, held, loss, metrics, device).tolist())
+            found.append(sums(worker.module, shards, loss, metrics, device).tolist())
     yield from rows("scores", meeting.rank, json.dumps(found).encode())

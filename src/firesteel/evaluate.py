@@ -1,16 +1,17 @@
-"""How good a model is on rows it has not trained on: sums over rows, so that workers can add theirs up."""
+"""How good a model is on rows held out, or on those it has trained on: sums over rows, so that workers can add theirs up."""
 
 from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from firesteel.data.shard import Batch, Shard
 from firesteel.errors import UsageError
+from firesteel.job import Job
 from firesteel.losses import Loss, RowLoss
 from firesteel.models.voting import Voting
 from firesteel.net.protocol import Vec
@@ -30,18 +31,24 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         _ = module.train(was_training)
 
 
-def sums(module: nn.Module, shard: Shard, loss: Loss, metrics: dict[str, RowLoss], device: torch.device) -> Tensor:
-    """[sum of weights, sum of weight * loss, sums of weight * metric ...], float64 [2 + len(metrics)]."""
-    total = torch.zeros(2 + len(metrics), dtype=torch.float64)
+def scored_rows(job: Job, shard: Shard, held: Shard) -> list[Shard]:
+    """A worker's rows of each kind in `job.scored`, from those to train on and those held out."""
+    return [held if name == "validation" else shard.sample(job.score_training) for name in job.scored]
+
+
+def sums(module: nn.Module, shards: Sequence[Shard], loss: Loss, metrics: dict[str, RowLoss], device: torch.device) -> Tensor:
+    """Of each shard [sum of weights, sum of weight * loss, sums of weight * metric ...], float64 [shards, 2 + len(metrics)]."""
+    total = torch.zeros(len(shards), 2 + len(metrics), dtype=torch.float64)
     with evaluating(module):
-        for start in range(0, shard.rows, 4096):
-            batch = shard.block(start, min(start + 4096, shard.rows)).to(device)
-            total += _of(module(*batch.inputs), batch, loss, metrics)
+        for row, shard in zip(total, shards, strict=True):
+            for start in range(0, shard.rows, 4096):
+                batch = shard.block(start, min(start + 4096, shard.rows)).to(device)
+                row += _of(module(*batch.inputs), batch, loss, metrics)
     return total
 
 
 def published_sums(
-    worker: Worker, params: Vec, statistics: Vec, held: Shard, loss: Loss, metrics: dict[str, RowLoss], target: str
+    worker: Worker, params: Vec, statistics: Vec, shards: Sequence[Shard], loss: Loss, metrics: dict[str, RowLoss], target: str
 ) -> Tensor:
     """`sums` of a published model, [P] or [M, P], which a worker takes up for the time being."""
     device = worker.params.device
@@ -50,13 +57,13 @@ def published_sums(
         worker.buffers = statistics.to(device)
     if params.dim() == 1:
         worker.params = params.to(device)
-        total = sums(worker.module, held, loss, metrics, device)
+        total = sums(worker.module, shards, loss, metrics, device)
     else:
         members = []
         for member in params:
             worker.params = member.to(device)
             members.append(_twin(worker.module))
-        total = sums(Voting(members, target == "class"), held, loss, metrics, device)
+        total = sums(Voting(members, target == "class"), shards, loss, metrics, device)
     worker.params = saved
     if saved_statistics.numel():
         worker.buffers = saved_statistics
@@ -64,7 +71,13 @@ def published_sums(
 
 
 def part_sums(
-    worker: Worker, params: Vec, statistics: Vec, held: Shard, loss: Loss, metrics: dict[str, RowLoss], most_rows: int
+    worker: Worker,
+    params: Vec,
+    statistics: Vec,
+    shards: Sequence[Shard],
+    loss: Loss,
+    metrics: dict[str, RowLoss],
+    most_rows: Sequence[int],
 ) -> Tensor:
     """`sums` over this worker's rows, where the network lies in parts: all workers compute the outputs of everyone's.
 
@@ -72,20 +85,21 @@ def part_sums(
 
     Args:
         params, statistics: of this worker's part, as published.
-        most_rows: of any worker's held-out rows; all take as many blocks.
+        most_rows: of each shard, the rows of the worker that has most of them; all take as many blocks.
     """
     part = worker.part
     assert part is not None
     each = max(1, min(1024, worker.plan.batch_size))
     saved, saved_statistics = worker.params.clone(), worker.buffers
     worker.params, worker.buffers = params, statistics
-    total = torch.zeros(2 + len(metrics), dtype=torch.float64)
+    total = torch.zeros(len(shards), 2 + len(metrics), dtype=torch.float64)
     with evaluating(worker.module):
-        for start in range(0, most_rows, each):
-            batch = held.block(min(start, held.rows), min(start + each, held.rows))
-            outputs = worker.wait(part.outputs(batch))
-            if batch.rows:
-                total += _of(outputs, batch, loss, metrics)
+        for row, shard, most in zip(total, shards, most_rows, strict=True):
+            for start in range(0, most, each):
+                batch = shard.block(min(start, shard.rows), min(start + each, shard.rows))
+                outputs = worker.wait(part.outputs(batch))
+                if batch.rows:
+                    row += _of(outputs, batch, loss, metrics)
     worker.params, worker.buffers = saved, saved_statistics
     return total
 
@@ -111,9 +125,15 @@ def _of(outputs: Tensor, batch: Batch, loss: Loss, metrics: dict[str, RowLoss]) 
 
 
 def named(total: Tensor, metrics: dict[str, RowLoss]) -> dict[str, float]:
-    """Means by name from `sums`."""
+    """Means by name from one shard's `sums`."""
     weight = float(total[0])
     return dict(zip(["loss", *metrics], (total[1:] / weight).tolist(), strict=True)) if weight else {}
+
+
+def by_column(total: Tensor, kinds: Iterable[str], metrics: dict[str, RowLoss]) -> dict[str, float]:
+    """Means by column of `Run.history`, validation_loss, say, from `sums` of a shard of each kind."""
+    found = {kind: named(row, metrics) for kind, row in zip(kinds, total, strict=True)}
+    return {f"{kind}_{name}": value for kind, means in found.items() for name, value in means.items()}
 
 
 def probe(module: nn.Module, shard: Shard, loss: Loss, metrics: dict[str, RowLoss]) -> None:

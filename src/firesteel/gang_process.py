@@ -22,7 +22,7 @@ from firesteel.checkpoint import Board, Folder, Points, pack
 from firesteel.data.batches import Plan, total_steps
 from firesteel.data.shard import Shard, build_shard, check_rows
 from firesteel.errors import Diverged
-from firesteel.evaluate import named, part_sums, probe, published_sums
+from firesteel.evaluate import by_column, part_sums, probe, published_sums, scored_rows
 from firesteel.gang_part import GangPart
 from firesteel.job import Job
 from firesteel.losses import resolve_loss, resolve_metrics
@@ -89,14 +89,13 @@ class GangProcess:
 
     def _prepare(self, whole: Shard, shard: Shard, held: Shard) -> None:
         job = self.job
-        # [rank, (rows, held rows, largest label + 1)]: what all must agree on before the first step
-        table = torch.zeros(self.meeting.size, 3, dtype=torch.float64)
-        table[self.rank] = torch.tensor([shard.rows, held.rows, float(whole.classes or 0)])
+        self.scored: list[Shard] = scored_rows(job, shard, held)
+        # [rank, (rows, held rows, rows of each shard to be scored)]: what all must agree on before the first step
+        table = torch.zeros(self.meeting.size, 2 + len(self.scored), dtype=torch.float64)
+        table[self.rank] = torch.tensor([shard.rows, held.rows, *(each.rows for each in self.scored)])
         sizes = self._net.totals(table)
         job.check_rows(int(sizes[:, 0].sum()), int(sizes[:, 1].sum()))
-        self.validated: bool = bool(sizes[:, 1].any())
-        self.held: Shard = held
-        self.most_held: int = int(sizes[:, 1].max())
+        self.most_scored: list[int] = [int(n) for n in sizes[:, 2:].amax(0)]
         self.train_rows: int = int(sizes[:, 0].sum())
         most = int(sizes[:, 0].max())
         limit = 2**40 if self._unbounded else job.max_steps  # with max_seconds alone the clock ends the run
@@ -229,7 +228,7 @@ class GangProcess:
         scores = self._evaluate(params, statistics)
         number = len(self.kept.marks) - 1
         self._live[number] = scores
-        value = stopping.sign * scores[stopping.metric]
+        value = stopping.sign * scores[f"validation_{stopping.metric}"]
         if self._best is None or value > self._best[0] + stopping.min_delta:
             self._best = (value, number)
         elif number - self._best[1] >= stopping.patience:
@@ -264,7 +263,7 @@ class GangProcess:
             "first_step_at": trace.first_step_at,
         }
         if self._live:
-            state["validation"] = self._live[max(self._live)]
+            state["scores"] = self._live[max(self._live)]
         self._progress: bytes = json.dumps(state).encode()
         self._wake()
 
@@ -292,14 +291,14 @@ class GangProcess:
     # ---- the end -----------------------------------------------------------------------------------------------------
 
     def _evaluate(self, params: Vec, statistics: Vec) -> dict[str, float]:
-        """Scores of a published model on all workers' held-out rows; every worker calls it."""
-        published = (self.worker, params, statistics, self.held, self.loss, self.metrics)
+        """Scores of a published model on all workers' rows of each kind in `job.scored`; every worker calls it."""
+        published = (self.worker, params, statistics, self.scored, self.loss, self.metrics)
         with self.trace.paused():
             if self.parts is not None:
-                total = part_sums(*published, self.most_held)
+                total = part_sums(*published, self.most_scored)
             else:
                 total = published_sums(*published, self.job.columns.target)
-            return named(self._net.totals(total), self.metrics)
+            return by_column(self._net.totals(total), self.job.scored, self.metrics)
 
     def _report(self) -> Iterator[pa.RecordBatch]:
         """Evaluate what was published, and hand everything over. Should somebody who does not wait for scores ask for the
@@ -356,7 +355,7 @@ class GangProcess:
         if self.parts is None:
             self._unscored = lambda: ipc(pa.Table.from_batches(results(scores, True)))
         hurried = self.control.stop_agreed >= 2
-        if self.validated and not hurried:
+        if self.scored and not hurried:
             for number, params, stats in self.kept.read(dtype, statistics):
                 # Worker 0 has not the parts of the others to leave: all end together, before the next model.
                 hurried = self.parts is not None and self._hurry()

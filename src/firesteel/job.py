@@ -58,7 +58,7 @@ class Apart:
 @final
 @dataclass(frozen=True)
 class Score:
-    """Evaluate models on the rows held out."""
+    """Evaluate models on the rows of `Job.scored`."""
 
     params: Any
     """[models, P]"""
@@ -83,6 +83,8 @@ class Job:
     max_steps: int | None = None
     max_seconds: float | None = None
     validation: float = 0.0
+    score_training: float = 0.0
+    """The share of the training rows on which published models are evaluated, too."""
     early_stopping: EarlyStopping | None = None
     clip_norm: float | None = None
     seed: int = 0
@@ -105,6 +107,12 @@ class Job:
     def validated(self) -> bool:
         """Whether rows were asked to be held out."""
         return bool(self.validation) or self.columns.validation is not None
+
+    @property
+    def scored(self) -> tuple[str, ...]:
+        """On which rows published models are evaluated, as `Run.history` names them."""
+        asked = {"validation": self.validated, "training": bool(self.score_training)}
+        return tuple(name for name, is_asked in asked.items() if is_asked)
 
     def check_rows(self, train_rows: int, held_rows: int) -> None:
         """Raise UsageError where the rows of all workers, to train on and held out, are too few for what was asked."""

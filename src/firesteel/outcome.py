@@ -237,6 +237,6 @@ def _score(job: Job, model: nn.Module, data: Any) -> dict[str, float]:
         from firesteel.data.frame import to_table
 
         source = TableSource(to_table(source.frame, source.columns), source.columns)
-    shard: Shard = build_shard(stream(source, 0, 1), replace(source.columns), 2**40)
+    shard: Shard = build_shard(stream(source, 0, 1), replace(source.columns, dtype=columns.dtype), 2**40)
     loss, metrics = resolve_loss(job.loss, columns.weight is not None), resolve_metrics(job.metrics)
-    return named(sums(model, shard, loss, metrics, torch.device("cpu")), metrics)
+    return named(sums(model, [shard], loss, metrics, torch.device("cpu"))[0], metrics)

@@ -26,31 +26,39 @@ _STYLES = ("-", "-.", ":")  # where there are more lines than colours; the ideal
 
 
 def learning_curves(run: Run) -> Figure:
-    """Loss on the left; metrics of validation, if there are any, on the right; epochs below, seconds above."""
+    """Loss on the left; metrics, if there are any, on the right; epochs below, seconds above. What published models reach on
+    rows they were trained on is dashed."""
     table = run.history.to_pydict()
-    metrics = [n for n in table if n.startswith("validation_") and n != "validation_loss"]
+    scored = [n.partition("_") for n in table if n.startswith(("validation_", "training_"))]
+    metrics = list(dict.fromkeys(name for _, _, name in scored if name != "loss"))
     figure, _ = _empty((11 if metrics else 6, 4.2), columns=2 if metrics else 1)
     axes = figure.axes
     epochs, seconds = table["epoch"], table["seconds"]
     _line(axes[0], epochs, table["train_loss"], "training", _BLUE)
     if "validation_loss" in table:
         _line(axes[0], epochs, table["validation_loss"], "validation", _ORANGE)
+    if "training_loss" in table:
+        _line(axes[0], epochs, table["training_loss"], "training, evaluated", _BLUE, "--")
     unit = _unit(run)
     _dress(axes[0], "loss", epochs, seconds, unit)
     if metrics:
         for name, colour in zip(metrics, (_ORANGE, _BLUE, _GREY, "#3c8d40"), strict=False):
-            _line(axes[1], epochs, table[name], name.removeprefix("validation_"), colour)
-        _dress(axes[1], "validation", epochs, seconds, unit)
+            for kind, style in (("validation", "-"), ("training", "--")):
+                if f"{kind}_{name}" in table:
+                    _line(axes[1], epochs, table[f"{kind}_{name}"], f"{kind} {name}", colour, style)
+        _dress(axes[1], "metrics", epochs, seconds, unit)
     _title(figure, run)
     return figure
 
 
-def _line(axes: Axes, x: list[float], y: list[float | None], label: str, colour: str) -> None:
+def _line(axes: Axes, x: list[float], y: list[float | None], label: str, colour: str, style: str = "-") -> None:
     points = [(a, b) for a, b in zip(x, y, strict=True) if b is not None]
     if not points:
         return
     label = f"{label} ({points[-1][1]:.4g})"
-    _ = axes.plot(*zip(*points, strict=True), color=colour, label=label, linewidth=1.8, marker="o", markersize=3)
+    _ = axes.plot(
+        *zip(*points, strict=True), color=colour, label=label, linestyle=style, linewidth=1.8, marker="o", markersize=3
+    )
 
 
 def _dress(axes: Axes, ylabel: str, epochs: list[float], seconds: list[float], unit: str) -> None:

@@ -49,8 +49,8 @@ def line(state: dict[str, Any]) -> str:
     total = f"/{state['total_steps']}" if state["total_steps"] else ""
     text = f"step {done}{total}  epoch {state['epoch']:.2f}  loss {state['loss']:.4f}  {rate:,.0f} samples/s"
     text += f"  {seconds_left(state):.0f} s left"
-    scores = state.get("validation") or {}
-    return text + "".join(f"  validation {name} {value:.4f}" for name, value in scores.items())
+    scores = state.get("scores", {})
+    return text + "".join(f"  {name.replace('_', ' ', 1)} {value:.4f}" for name, value in scores.items())
 
 
 @final

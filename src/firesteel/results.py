@@ -124,7 +124,7 @@ def history_row(
         "epoch": mark["step"] / epoch_steps,
         "samples": int(total[0]),
         "train_loss": float(total[1] - before[1]) / weight if weight else None,
-        **{f"validation_{name}": value for name, value in scores.items()},
+        **scores,
         "bytes_sent": int(total[3]),
         "waited_seconds": float(total[4]) / workers,
         "rounds": int(mark["rounds"]),
@@ -133,7 +133,7 @@ def history_row(
 
 
 def best_of(scores: list[dict[str, float]], metrics: Iterable[str]) -> int:
-    """The number of the model that scored best, of equals the last; the last of all where none was scored.
+    """The number of the model that scored best in validation, of equals the last; the last of all where none was scored.
 
     By the first metric whose name says which way is better, else by the loss.
     """
@@ -141,7 +141,7 @@ def best_of(scores: list[dict[str, float]], metrics: Iterable[str]) -> int:
     sign = -1.0 if metric in SMALLER_IS_BETTER else 1.0
 
     def merit(number: int) -> tuple[float, int]:
-        value = scores[number].get(metric, math.nan)
+        value = scores[number].get(f"validation_{metric}", math.nan)
         return (-math.inf if math.isnan(value) else sign * value), number
 
     return max(range(len(scores)), key=merit)

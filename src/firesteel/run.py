@@ -26,9 +26,10 @@ class Run:
     """A training that has ended.
 
     `history` has one row for each kept publish point (the end of an epoch, at least) with the columns seconds, epoch,
-    step, samples (of all workers), train_loss (mean over the rows since the last row), validation_loss and
-    validation_<metric>, bytes_sent (of all workers), waited_seconds (mean of the workers) and, where workers meet, rounds
-    (collectives so far) and the strategy's own figures.
+    step, samples (of all workers), train_loss (mean over the rows since the last row, each as the model was when it trained on
+    it), bytes_sent (of all workers), waited_seconds (mean of the workers) and, where workers meet, rounds (collectives so far)
+    and the strategy's own figures; of the point's model, evaluated afterwards, validation_loss and validation_<metric> and,
+    with `score_training`, training_loss and training_<metric>.
     """
 
     model: nn.Module
@@ -54,7 +55,7 @@ class Run:
         """The last (with early stopping: the best) row of `history`, without what it does not have."""
         rows = self.history.to_pylist()
         row = rows[self.settings.get("best", len(rows) - 1)] if rows else {}
-        names = [n for n in row if n.endswith("_loss") or n.startswith("validation_")]
+        names = [n for n in row if n.endswith("_loss") or n.startswith(("validation_", "training_"))]
         return {name: row[name] for name in names if row[name] is not None}
 
     def evaluate(self, data: Any) -> dict[str, float]:

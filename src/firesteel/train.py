@@ -65,6 +65,7 @@ def train(
     max_steps: int | None = None,
     max_seconds: float | None = None,
     validation: Any = 0.1,
+    score_training: float | None = None,
     metrics: tuple[str | Callable[..., Any], ...] | None = None,
     early_stopping: EarlyStopping | None = None,
     clip_norm: float | None = None,
@@ -95,6 +96,8 @@ def train(
             it sees all rows). Steps are each worker's own; seconds are wall seconds of training, evaluation left out.
         validation: a share of the rows, 0 .. 1; the name of a boolean column; other data of the same kind; or None.
             Published models are evaluated on it after training, outside the run's clock.
+        score_training: a share of each worker's training rows, above 0 and at most 1, on which published models are evaluated
+            as well: rows at even distances, rounded up. (`train_loss` is another figure: of the batches, while training.)
         metrics: "accuracy", "mse", "mae" or callables (outputs, targets) -> one number a row. None: accuracy for classes.
         early_stopping: `EarlyStopping(...)`, which evaluates while training runs.
         clip_norm: the largest norm of a gradient, > 0; longer ones are scaled down.
@@ -142,6 +145,7 @@ def train(
     _check_unused(strategy, {"optimizer": optimizer, "schedule": schedule, "clip_norm": clip_norm}, batch_size)
     optimizer, batch_size = Adam() if optimizer is None else optimizer, 64 if batch_size is None else batch_size
     _check(on, strategy, optimizer, schedule, device, sizes)
+    _check_share(score_training)
     _check_stopping(early_stopping, metrics, bool(share) or source.columns.validation is not None)
     given = run_dir if run_dir is not None else resume if isinstance(resume, str | Path) else None
     folder = None if given is None else Folder(str(given)).absolute()
@@ -158,6 +162,7 @@ def train(
         max_steps,
         max_seconds,
         share,
+        score_training or 0.0,
         early_stopping,
         clip_norm,
         seed,
@@ -264,6 +269,15 @@ def _check_unused(strategy: Any, given: dict[str, Any], batch_size: int | None) 
             raise UsageError(f"{name} steps by its own rule: {setting}={value!r} would mean nothing; leave it out.")
     if batch_size is not None and full_batch(strategy):
         raise UsageError(f"each step of {name} sees all rows: batch_size={batch_size} would mean nothing; leave it out.")
+
+
+def _check_share(score_training: float | None) -> None:
+    if score_training is None:
+        return
+    if isinstance(score_training, bool) or not isinstance(score_training, int | float) or not 0 < score_training <= 1:
+        raise UsageError(
+            f"score_training={score_training!r}: give a share of the training rows, above 0 and at most 1, or None."
+        )
 
 
 def _check_stopping(early: EarlyStopping | None, metrics: tuple[Any, ...], validated: bool) -> None:

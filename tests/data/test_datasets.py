@@ -132,7 +132,7 @@ def test_no_network(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["minst", "digits:3", ""])
 def test_unknown_names(name):
-    with pytest.raises(UsageError, match="there are digits, mnist, cifar10, japanese_vowels, tinyshakespeare, and NAME:FOLDER"):
+    with pytest.raises(UsageError, match="mnist, cifar10, japanese_vowels, tinyshakespeare, a9a, higgs, and NAME:FOLDER"):
         datasets.load(name)
 
 
@@ -247,6 +247,107 @@ def test_windows_of_text(tmp_path):
         datasets.load(f"tinyshakespeare:{tmp_path / 'elsewhere'}")
 
 
+# ---- a9a and HIGGS ---------------------------------------------------------------------------------------------------
+
+
+def test_a9a_is_dense_and_its_classes_begin_at_0(tmp_path, monkeypatch):
+    (tmp_path / "libsvm").mkdir()
+    (tmp_path / "libsvm" / "a9a.gz").write_bytes(gzip.compress(b"-1 3:1 123:1 \n+1 1:0.5\n-1 \n"))
+    (tmp_path / "libsvm" / "a9a.t").write_bytes(b"+1 2:1")
+    monkeypatch.setenv("FIRESTEEL_DATA", str(tmp_path))
+    found = datasets.load("a9a")
+    (x, y), (xt, yt) = found.train, found.test
+    assert x.shape == (3, 123) and x.dtype == np.float32 and xt.shape == (1, 123) and found.classes == 2
+    assert np.argwhere(x).tolist() == [[0, 2], [0, 122], [1, 0]] and x[1, 0] == 0.5 and np.argwhere(xt).tolist() == [[0, 1]]
+    assert y.tolist() == [0, 1, 0] and yt.tolist() == [1] and y.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"+1 1:1\n-1 3:1 1", "a9a, line 2 is no row of a9a"),
+        (b"+1 1:1\n\n-1 3:1 11:", "a9a, line 3 is no row of a9a"),
+        (b"-1 3:one\n", "a9a, line 1 is no row of a9a"),
+        (b"-1 3:nan\n", "a9a, line 1 is no row of a9a: the class must be .1 or -1, and values finite"),
+        (b"-1 1:1 124:1\n", "a9a, line 1 is no row of a9a: .*124 features"),
+        (b"-1 0:1\n", "a9a, line 1 is no row of a9a: Invalid index 0"),
+        (b"-1 2:1 2:1\n", "a9a, line 1 is no row of a9a: .*sorted and unique"),
+        (b"-1 2:1\n2 2:1\n", "a9a, line 2 is no row of a9a: the class must be"),
+        (b"", "a9a has no rows"),
+        (None, r"a9a needs .*a9a and a9a.t, packed by gzip or not; put them there: https://"),
+    ],
+    ids=[
+        "cut in an index",
+        "cut in a value",
+        "a word",
+        "NaN",
+        "124 features",
+        "index 0",
+        "twice",
+        "class 2",
+        "empty",
+        "missing",
+    ],
+)
+def test_damaged_a9a(tmp_path, data, message):
+    (tmp_path / "a9a.t").write_bytes(b"+1 2:1\n")
+    if data is not None:
+        (tmp_path / "a9a").write_bytes(data)
+    with pytest.raises(UsageError, match=message):
+        datasets.a9a(tmp_path)
+
+
+def test_a9a_cut_while_packed_and_without_scikit_learn(tmp_path, monkeypatch):
+    (tmp_path / "a9a.gz").write_bytes(gzip.compress(b"-1 3:1\n" * 100)[:-9])
+    (tmp_path / "a9a.t").write_bytes(b"+1 2:1\n")
+    with pytest.raises(UsageError, match=r"a9a\.gz cannot be unpacked"):
+        datasets.a9a(tmp_path)
+    (tmp_path / "a9a.gz").unlink()
+    (tmp_path / "a9a").write_bytes(b"-1 3:1\n")
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(UsageError, match=r"^a9a is read by scikit-learn: pip install 'firesteel\[bench\]'"):
+        datasets.a9a(tmp_path)
+
+
+def collision(label: float, first: float = 0.5) -> str:
+    return ",".join(f"{value:g}" for value in (label, *(first + i for i in range(28))))
+
+
+def test_higgs_has_the_class_first(tmp_path):
+    (tmp_path / "higgs_train_10k_3sf.csv.gz").write_bytes(gzip.compress(f"{collision(1)}\n{collision(0, 2)}".encode()))
+    (tmp_path / "higgs_test_5k.csv").write_text(collision(0, 1e-3) + "\n")
+    found = datasets.load(f"higgs:{tmp_path}")
+    (x, y), (xt, yt) = found.train, found.test
+    assert x.shape == (2, 28) and x.dtype == np.float32 and y.tolist() == [1, 0] and y.dtype == np.int64
+    assert x[1].tolist() == [2.0 + i for i in range(28)] and xt[0, 0] == np.float32(1e-3) and yt.tolist() == [0]
+    assert found.classes == 2 and x.flags.c_contiguous
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            f"{collision(1)}\n{collision(1)[:20]}",
+            "10k_3sf.csv, line 2 has 6 numbers, the first of them 1; there must be a class",
+        ),
+        (f"{collision(1)}\n{collision(1)}e\n", "10k_3sf.csv, line 2 is no row of numbers: .*27.5e"),
+        (f"{collision(1)}\n\n{collision(1)}", "10k_3sf.csv, line 2 is no row of numbers"),
+        (collision(2), "line 1 has 29 numbers, the first of them 2"),
+        (collision(1)[:-4] + "nan", "line 1 has 29 numbers, .* 28 finite numbers"),
+        (collision(1) + ",3", "line 1 has 30 numbers"),
+        ("", "10k_3sf.csv has no rows"),
+        (None, r"HIGGS needs .*higgs_train_10k_3sf.csv and higgs_test_5k.csv, packed by gzip or not; put them there"),
+    ],
+    ids=["cut short", "a word", "a hole", "class 2", "NaN", "30 numbers", "empty", "missing"],
+)
+def test_damaged_higgs(tmp_path, text, message):
+    (tmp_path / "higgs_test_5k.csv").write_text(collision(0))
+    if text is not None:
+        (tmp_path / "higgs_train_10k_3sf.csv").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        datasets.higgs(tmp_path)
+
+
 def test_how_frames_are_read():
     assert datasets.digits().features == "features"
     pixels = (np.zeros((2, 3, 32, 32), np.uint8), np.zeros(2, np.int64))
@@ -296,3 +397,37 @@ def test_the_real_text():
     found = datasets.tinyshakespeare(steps=100)
     assert found.classes == 65 and len(found.train[0]) == 10_038 and len(found.test[0]) == 1115
     assert np.array_equal(found.train[0][1:, 0], found.train[1][:-1, -1])
+
+
+@real("libsvm")
+def test_the_real_a9a():
+    found = datasets.a9a()
+    (x, y), (xt, yt) = found.train, found.test
+    assert x.shape == (32_561, 123) and xt.shape == (16_281, 123)
+    assert np.bincount(y).tolist() == [24_720, 7841] and np.bincount(yt).tolist() == [12_435, 3846]
+    assert np.isin(x, (0, 1)).all() and np.flatnonzero(xt[-1]).tolist() == [
+        2,
+        7,
+        15,
+        18,
+        38,
+        39,
+        50,
+        62,
+        66,
+        72,
+        73,
+        75,
+        81,
+        82,
+    ]
+
+
+@real("higgs_uci")
+def test_the_real_higgs():
+    found = datasets.higgs()
+    (x, y), (xt, yt) = found.train, found.test
+    assert x.shape == (10_000, 28) and xt.shape == (5000, 28)
+    assert np.bincount(y).tolist() == [4705, 5295] and np.bincount(yt).tolist() == [2315, 2685]
+    assert np.isin(x.mean(0).round(), (0, 1)).all() and 0.15 < x.std(0).min() < x.std(0).max() < 1.5
+    assert np.allclose(xt[0, :3], (0.6238780022, 0.4596590996, -0.3165118694))

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import gzip
 import math
 import os
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -203,16 +201,10 @@ def zeros(width):
 
 
 def a9a():
-    folder = os.environ.get("FIRESTEEL_DATA")
-    if folder is None:
+    if "FIRESTEEL_DATA" not in os.environ:
         pytest.skip("needs the a9a file: set FIRESTEEL_DATA to the folder of libsvm/")
-    x, y = np.zeros((32_561, 123)), np.zeros(32_561)
-    with gzip.open(Path(folder) / "libsvm" / "a9a.gz", "rt") as lines:
-        for i, line in enumerate(lines):
-            first, *entries = line.split()
-            y[i] = float(first)
-            x[i, [int(entry.split(":")[0]) - 1 for entry in entries]] = 1
-    return x, y, 1 / len(x), 0.323379582464847
+    x, y = firesteel.datasets.a9a().train
+    return x.astype(np.float64), 2.0 * y - 1, 1 / len(x), 0.323379582464847
 
 
 def cancer():

@@ -65,7 +65,8 @@ class Train:
     """mlp:IN,HIDDEN,...,OUT, lenet, vgg:DEPTH,WIDTH, rnn: or lstm:IN,HIDDEN,CLASSES, charlstm:SYMBOLS,HIDDEN, or
     MODULE:FACTORY (also from the current folder)."""
     data: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="DATA")]]
-    """A Parquet file or folder, or digits, mnist, cifar10, japanese_vowels, tinyshakespeare, or NAME:FOLDER of their files."""
+    """A Parquet file or folder, or digits, mnist, cifar10, japanese_vowels, tinyshakespeare, a9a, higgs, or NAME:FOLDER of
+    their files."""
     features: list[str] = field(default_factory=lambda: ["features"])
     """Feature columns."""
     label: str = "label"
@@ -108,6 +109,8 @@ class Train:
     """Wall seconds of training, at most; virtual ones on an imagined cluster."""
     validation: str = "0.1"
     """A share of the rows, a boolean column, another Parquet path, or none."""
+    score_training: float | None = None
+    """A share of the training rows, above 0 and at most 1, on which published models are evaluated as well."""
     metrics: list[str] = field(default_factory=list)
     """accuracy, mse, mae; accuracy for classes if none is given."""
     early_stopping: int | None = None
@@ -174,6 +177,7 @@ class Train:
             max_steps=self.max_steps,
             max_seconds=self.max_seconds,
             validation=self._validation(),
+            score_training=self.score_training,
             metrics=tuple(self.metrics) or None,
             early_stopping=EarlyStopping(patience=self.early_stopping) if self.early_stopping else None,
             clip_norm=self.clip_norm,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import zlib
 from collections.abc import Iterable
@@ -123,6 +124,11 @@ class Shard:
             return self, self.select(torch.empty(0, dtype=torch.long))
         mixed, count = torch.randperm(self.rows, generator=generator), round(share * self.rows)
         return self.select(mixed[count:].sort().values), self.select(mixed[:count].sort().values)
+
+    def sample(self, share: float) -> Shard:
+        """A share of the rows, 0 < share <= 1, rounded up, at even distances: of rows sorted by class, some of each."""
+        count = math.ceil(share * self.rows)
+        return self.select(torch.arange(count) * self.rows // max(count, 1))
 
     @property
     def classes(self) -> int | None:

@@ -7,15 +7,18 @@ from collections.abc import Callable
 from firesteel.datasets.dataset import Dataset
 from firesteel.datasets.images import cifar10, digits, mnist
 from firesteel.datasets.sequences import japanese_vowels, tinyshakespeare
+from firesteel.datasets.tables import a9a, higgs
 from firesteel.errors import UsageError
 
-__all__ = ["NAMES", "Dataset", "cifar10", "digits", "japanese_vowels", "load", "mnist", "tinyshakespeare"]
+__all__ = ["NAMES", "Dataset", "a9a", "cifar10", "digits", "higgs", "japanese_vowels", "load", "mnist", "tinyshakespeare"]
 
 _OF_FILES: dict[str, Callable[[str | None], Dataset]] = {
     "mnist": mnist,
     "cifar10": cifar10,
     "japanese_vowels": japanese_vowels,
     "tinyshakespeare": tinyshakespeare,
+    "a9a": a9a,
+    "higgs": higgs,
 }
 NAMES = ("digits", *_OF_FILES)
 

@@ -72,6 +72,7 @@ TRAINING = [
     Setting("maxSteps", "max_steps", None, _optional(_INT), "steps of each worker, at most"),
     Setting("maxSeconds", "max_seconds", None, _optional(_FLOAT), "wall seconds of training, at most"),
     Setting("validation", None, 0.0, _FLOAT, "share of rows held out, where there is no validationIndicatorCol"),
+    Setting("scoreTraining", "score_training", None, _optional(_FLOAT), "share of the training rows to evaluate on as well"),
     Setting("metrics", "metrics", None, _as_is, "names or callables; accuracy for classifiers"),
     Setting("earlyStopping", "early_stopping", None, _as_is, "EarlyStopping(...)"),
     Setting("clipNorm", "clip_norm", None, _optional(_FLOAT), "largest norm of a gradient"),

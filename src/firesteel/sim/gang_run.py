@@ -21,7 +21,7 @@ from firesteel.data.batches import Plan, total_steps
 from firesteel.data.shard import Shard
 from firesteel.data.source import stream
 from firesteel.errors import Diverged, WorkerLost
-from firesteel.evaluate import named, probe, published_sums, sums
+from firesteel.evaluate import by_column, probe, published_sums, scored_rows, sums
 from firesteel.job import Job
 from firesteel.losses import Loss, RowLoss, resolve_loss, resolve_metrics
 from firesteel.net.control import Control
@@ -58,7 +58,7 @@ class _Seat:
 
     whole: Shard
     shard: Shard
-    held: Shard
+    scored: list[Shard]
     worker: Worker
     strategy: Strategy
     loss: Loss
@@ -98,14 +98,13 @@ class GangRun:
         job, size = self.job, self.size
         cut = [split_shard(job, rank, stream(source, rank, size), "") for rank in range(size)]
         job.check_rows(sum(shard.rows for _, shard, _ in cut), sum(held.rows for _, _, held in cut))
-        self.validated: bool = any(held.rows for _, _, held in cut)
         self._most: int = max(shard.rows for _, shard, _ in cut)
         self._own: Callable[[], Job] = shipping(job)
         self._descriptions: list[Tensor] = [outline(whole.block(0, min(1, whole.rows))) for whole, _, _ in cut]
         self.blueprint: Blueprint | None = Blueprint.of(job.build, job.seed) if splits(job.strategy) else None
         seats: list[_Seat] = []
         for rank, (whole, shard, held) in enumerate(cut):
-            seats.append(_Seat(whole, shard, held, *self._begin(rank, whole, shard)))
+            seats.append(_Seat(whole, shard, scored_rows(job, shard, held), *self._begin(rank, whole, shard)))
             if rank:  # every replica begins with worker 0's tensors, whatever a factory drew
                 _alike(seats[rank].worker, seats[0].worker)
         pieces = [pieces_of(seat.worker.module) for seat in seats]
@@ -306,7 +305,7 @@ class GangRun:
         found: list[dict[str, float]] = []
         for number in range(len(first.marks)):
             hurried = hurried or self.ticker.board.get("stop") == HURRY
-            scores = {} if hurried or not self.validated else self._evaluate(number)
+            scores = {} if hurried or not first.scored else self._evaluate(number)
             steps = first.worker.plan.epoch_steps
             history.append(history_row(first.marks[number], marks[number], before, steps, self.size, scores))
             before = marks[number]
@@ -360,19 +359,19 @@ class GangRun:
         return params, statistics.div_(len(alike))
 
     def _evaluate(self, number: int) -> dict[str, float]:
-        target = self.job.columns.target
-        metrics = self.seats[0].metrics
-        total = torch.zeros(2 + len(metrics), dtype=torch.float64)
+        """Scores of a kept model on all workers' rows of each kind in `job.scored`."""
+        job, first = self.job, self.seats[0]
+        total = torch.zeros(len(first.scored), 2 + len(first.metrics), dtype=torch.float64)
         if self.blueprint is not None:
             parts = [(seat.worker.module, *self._kept(rank, number)) for rank, seat in enumerate(self.seats)]
             model = joined(self.blueprint.module, parts)
             for seat in self.seats:
-                total += sums(model, seat.held, seat.loss, seat.metrics, torch.device("cpu"))
-            return named(total, metrics)
-        params, statistics = self._kept(0, number)
-        for seat in self.seats:
-            total += published_sums(seat.worker, params, statistics, seat.held, seat.loss, seat.metrics, target)
-        return named(total, metrics)
+                total += sums(model, seat.scored, seat.loss, seat.metrics, torch.device("cpu"))
+        else:
+            kept = self._kept(0, number)
+            for seat in self.seats:
+                total += published_sums(seat.worker, *kept, seat.scored, seat.loss, seat.metrics, job.columns.target)
+        return by_column(total, job.scored, first.metrics)
 
 
 def _alike(worker: Worker, first: Worker) -> None:
