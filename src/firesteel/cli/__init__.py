@@ -1,4 +1,4 @@
-"""The command line: `firesteel train`, `predict`, `replay`, `calibrate`, `plan`, `strategies`, `doctor`."""
+"""The command line: `firesteel train`, `predict`, `replay`, `calibrate`, `plan`, `bench`, `strategies`, `doctor`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated, Any, Union
 
 import tyro
 
+from firesteel.cli.bench import Bench
 from firesteel.cli.calibrate import Calibrate
 from firesteel.cli.doctor import Doctor
 from firesteel.cli.plan import PlanCommand
@@ -23,6 +24,7 @@ COMMANDS: dict[str, Any] = {
     "replay": Replay,
     "calibrate": Calibrate,
     "plan": PlanCommand,
+    "bench": Bench,
     "strategies": Strategies,
     "doctor": Doctor,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 import json
 import os
 import sys
@@ -37,7 +38,7 @@ class BenchRun:
     with its error, and the others go on. Two benches may share a folder, and then share the trials.
     """
 
-    recipe: tyro.conf.Positional[str]
+    recipe: tyro.conf.Positional[Annotated[str, tyro.conf.arg(metavar="RECIPE")]]
     """A Python file with matrix() -> list of Trial; docs/bench.md tells how to write one."""
     out: str | None = None
     """Folder of the results; runs/RECIPE if it is not given."""
@@ -49,7 +50,7 @@ class BenchRun:
     """Spark's master for trials in the world Spark; local-cluster with an executor for each worker if it is not given."""
     retry_failed: bool = False
     """Do trials again that failed before."""
-    list: bool = False
+    show: Annotated[bool, tyro.conf.arg(name="list")] = False
     """Only say which trials there are, and which are done."""
     progress: Show = "auto"
     """A bar on a terminal, lines elsewhere."""
@@ -62,7 +63,7 @@ class BenchRun:
         choices = dict(_choice(each) for each in self.set)
         found = recipe.load(self.recipe, **choices)
         folder = Path(self.out or Path("runs") / Path(self.recipe).stem)
-        if self.list:
+        if self.show:
             return _list(found, folder)
         if self.retry_failed:
             running.forget_failed(found, folder)
@@ -201,6 +202,11 @@ def _outcome(result: Result) -> str:
     return f"{scored} after {last.get('seconds') or 0.0:.3g} {unit}"
 
 
+def _named(name: str, command: Any) -> Any:
+    """A sub-command with its whole docstring as help, examples and all."""
+    return tyro.conf.subcommand(name, description=inspect.getdoc(command))
+
+
 @final
 @dataclass(frozen=True)
 class Bench:
@@ -216,11 +222,11 @@ class Bench:
     """
 
     command: Annotated[
-        Annotated[BenchRun, tyro.conf.subcommand("run")]
-        | Annotated[Report, tyro.conf.subcommand("report")]
-        | Annotated[Compare, tyro.conf.subcommand("compare")]
-        | Annotated[Import, tyro.conf.subcommand("import")]
-        | Annotated[Export, tyro.conf.subcommand("export")],
+        Annotated[BenchRun, _named("run", BenchRun)]
+        | Annotated[Report, _named("report", Report)]
+        | Annotated[Compare, _named("compare", Compare)]
+        | Annotated[Import, _named("import", Import)]
+        | Annotated[Export, _named("export", Export)],
         tyro.conf.arg(name=""),
     ]
 
