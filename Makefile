@@ -5,7 +5,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 JAVA = JAVA_HOME="$$(scripts/java)"
 
-.PHONY: help venv java demo test soak lint lock clean bench-peers bench-data bench-wire bench-server bench-async bench-predicted bench-scaling bench-simulator bench-crossover bench-admm grid-admm bench-lbfgs bench-networks bench-pipeline bench-memory bench-wide bench-speed-up bench-parallelize bench-local-steps
+.PHONY: help venv java demo test soak lint lock clean bench-peers bench-data bench-wire bench-server bench-async bench-predicted bench-scaling bench-simulator bench-crossover bench-admm grid-admm bench-lbfgs bench-networks bench-pipeline bench-memory bench-wide bench-speed-up bench-parallelize bench-local-steps bench-recipes
 
 help: ## this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -22,8 +22,10 @@ venv: $(STAMP) ## make the virtual environment
 java: ## find Java 17 or newer, or install it
 	@scripts/java >/dev/null
 
-demo: venv java ## train on handwritten digits on an embedded Spark with two executors
+demo: venv java ## train on handwritten digits on an embedded Spark, compare methods, draw a report
 	@$(JAVA) $(RUN) examples/digits_on_spark.py
+	@$(VENV)/bin/firesteel bench run recipes/quick.py --out runs/quick
+	@$(VENV)/bin/firesteel bench report runs/quick
 
 lint: venv ## ruff and basedpyright
 	$(RUN) -m ruff check .
@@ -91,6 +93,9 @@ grid-admm: venv ## search its settings; others by GRID="--nu 0.001,0.01 --widths
 
 bench-local-steps: venv ## steps between two meetings of a network in parts, damped and not
 	$(RUN) -m benchmarks.local_steps
+
+bench-recipes: venv java ## the published experiments: claims and verdicts (needs data)
+	$(JAVA) $(RUN) -m benchmarks.recipes
 
 lock: ## resolve all versions anew and write requirements.lock
 	rm -rf build/lock && $(PYTHON) -m venv build/lock

@@ -114,7 +114,9 @@ def test_two_hundred_trials_killed_ten_times(tmp_path):
 
 def test_two_benches_share_a_folder(tmp_path):
     flags = ("--set", "trials=24", "--progress", "lines")
-    both = [subprocess.Popen(command(tmp_path, *flags), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in "ab"]
+    both = [
+        subprocess.Popen(command(tmp_path, *flags), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True) for _ in "ab"
+    ]
     said = [process.communicate(timeout=240)[1] for process in both]
     assert [process.returncode for process in both] == [0, 0], said
     assert len(learnt(tmp_path)) == 24

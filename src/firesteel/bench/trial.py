@@ -26,7 +26,7 @@ from firesteel.run import Run
 from firesteel.sim.world import Simulated
 from firesteel.spark.world import Spark
 
-DRAWN_WORKERS, DRAWN_STEPS = 8, 40
+DRAWN_WORKERS, DRAWN_STEPS = 8, 20
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
@@ -207,5 +207,10 @@ def _drawn(run: Run) -> tuple[dict[str, Any], ...]:
     drawn = []
     for rank in sorted(events):
         computing, waiting = strips(events[rank])
-        drawn.append({"rank": rank, "computing": computing, "waiting": waiting})
+        drawn.append({"rank": rank, "computing": _short(computing), "waiting": _short(waiting)})
     return tuple(drawn)
+
+
+def _short(found: list[tuple[float, float]]) -> list[list[float]]:
+    """As many digits as a picture shows."""
+    return [[float(f"{begin:.6g}"), float(f"{seconds:.3g}")] for begin, seconds in found]

@@ -1,0 +1,62 @@
+"""The published experiments: runs the recipes, or goes on with them, and writes claims and verdicts into docs/results.md.
+
+Results are kept in results/RECIPE; with --stored nothing is run, and the page is written from what is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks import report
+from firesteel.bench import recipe, results, tables
+from firesteel.bench.configurations import configurations
+from firesteel.cli.bench import conclude
+
+ROOT = Path(__file__).parents[1]
+RECIPES = ("vector_free", "parallelism", "averaging", "admm", "asynchronous")
+
+
+def section(found: recipe.Recipe, folder: Path) -> str:
+    """Claims and verdicts, and who was first on each workload, from the stored results."""
+    own = results.read(folder)
+    assert found.claims is not None
+    rows = [[c.text, c.published, c.measured, f"**{c.verdict}**" + (f": {c.why}" if c.why else "")] for c in found.claims(own)]
+    everything = configurations(own)
+    heads = []
+    for name in results.workloads(own):
+        heads += [f"- {name}: {said}" for said in tables.headline([c for c in everything if c.workload == name])]
+    failed = [r for r in own if r.status == "failed"]
+    ran = [r for r in own if not r.external]
+    machine = ran[0].header["environment"]
+    return "\n\n".join(
+        [
+            f"## {found.title}",
+            found.about,
+            f"{len(ran)} trials, {len(failed)} failed; `firesteel bench report {folder.relative_to(ROOT)}` draws them. "
+            f"Commit {machine.get('git')}, torch {machine.get('torch')}, on {machine.get('cores')} cores of {machine.get('cpu')}.",
+            report.table(["claim", "published", "measured here", "verdict"], rows),
+            "\n".join(heads),
+        ]
+    )
+
+
+def main() -> None:
+    flags = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    flags.add_argument("--stored", action="store_true", help="run nothing")
+    flags.add_argument("--only", choices=RECIPES, action="append", help="this one (may be given several times)")
+    given = flags.parse_args()
+    for name in given.only or RECIPES:
+        path, folder = f"recipes/{name}.py", ROOT / "results" / name
+        if not given.stored:
+            command = [sys.executable, "-m", "firesteel.cli", "bench", "run", path, "--out", str(folder)]
+            _ = subprocess.run(command, cwd=ROOT)
+        found = recipe.load(ROOT / path)
+        _ = conclude(found, folder)
+        report.write(f"recipe-{name}", section(found, folder))
+
+
+if __name__ == "__main__":
+    main()
