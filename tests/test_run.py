@@ -182,8 +182,10 @@ def test_what_is_packed_comes_back():
 
 
 def test_which_model_scored_best():
-    scores = [{"loss": 0.5, "accuracy": 0.8, "mine": 9.0}, {"loss": 0.4, "accuracy": 0.8, "mine": 1.0}, {}]
+    figures = [{"loss": 0.5, "accuracy": 0.8, "mine": 9.0}, {"loss": 0.4, "accuracy": 0.8, "mine": 1.0}, {}]
+    scores = [{f"validation_{name}": value for name, value in each.items()} for each in figures]
+    scores[0] |= {"training_loss": 0.0, "training_accuracy": 1.0}  # goes for nothing
     assert best_of(scores, ["accuracy"]) == 1  # of equals the later one
     assert best_of(scores, []) == best_of(scores, ["mine"]) == 1  # a name that does not say which way is better
-    assert best_of([{"loss": 1.0}, {"loss": math.nan}], []) == 0
+    assert best_of([{"validation_loss": 1.0}, {"validation_loss": math.nan}], []) == 0
     assert best_of([{}, {}], ["accuracy"]) == 1

@@ -48,7 +48,7 @@ def test_train_then_predict(tmp_path):
     table = pa.table({"a": x[:, 0], "b": x[:, 1], "c": list(x[:, 2:]), "y": (x.sum(1) > 0).astype(np.int64)})
     pq.write_table(table, tmp_path / "rows.parquet")
     columns = ["--features", "a", "b", "c", "--label", "y"]
-    limits = ["--epochs", "20", "--batch-size", "16", "--lr", "0.02"]
+    limits = ["--epochs", "20", "--batch-size", "16", "--lr", "0.02", "--score-training", "0.5"]
     strategy = ["--strategy", "ModelAveraging", "--set", "period=2"]
     done = firesteel_cli(
         "train", "mlp:4,16,2", "rows.parquet", *columns, *limits, *strategy, "--out", "model", "--plot", "curves.png", "--json",
@@ -57,6 +57,7 @@ def test_train_then_predict(tmp_path):
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout.splitlines()[-1])
     assert said["status"] == "finished" and said["metrics"]["validation_accuracy"] > 0.85
+    assert said["metrics"]["training_accuracy"] > 0.85
     assert "period=2" in said["settings"]["strategy"]
     assert (tmp_path / "curves.png").read_bytes()[:4] == b"\x89PNG"
     done = firesteel_cli("predict", "model", "rows.parquet", "--out", "out.parquet", "--json", cwd=tmp_path)

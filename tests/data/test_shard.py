@@ -113,6 +113,17 @@ def test_no_rows_at_all():
     assert first.rows == second.rows == 0
 
 
+@pytest.mark.parametrize(
+    ("rows", "share", "chosen"),
+    [(10, 0.3, [0, 3, 6]), (10, 0.31, [0, 2, 5, 7]), (7, 1.0, list(range(7))), (3, 0.01, [0]), (0, 0.5, [])],
+)
+def test_a_share_of_the_rows_comes_from_all_along_them(rows, share, chosen):
+    table = pa.record_batch({"features": np.arange(rows, dtype=np.float32), "label": [0] * rows, "__row": np.arange(rows)})
+    part = build_shard([table] if rows else [], Columns(), 2**30).sample(share)
+    assert part.rows == len(chosen)
+    assert not chosen or part.block(0, part.rows).inputs[0].view(-1).tolist() == chosen
+
+
 def test_splits_hold_each_row_once():
     table = pa.table(
         {"features": np.arange(40).reshape(20, 2).tolist(), "label": [0] * 20, "held": [i % 4 == 0 for i in range(20)]}

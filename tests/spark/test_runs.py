@@ -38,6 +38,7 @@ def test_parquet_files_with_validation_files_of_their_own(spark, tmp_path):
     pq.write_table(table(100, seed=1), tmp_path / "held.parquet")
     settings = {
         "validation": str(tmp_path / "held.parquet"),
+        "score_training": 1.0,
         "optimizer": Adam(lr=1e-2),
         "epochs": 10,
         "seed": 1,
@@ -48,8 +49,10 @@ def test_parquet_files_with_validation_files_of_their_own(spark, tmp_path):
     assert on_spark.timing["samples"] == 300 * 10
     assert on_spark.metrics["validation_accuracy"] == pytest.approx(local.metrics["validation_accuracy"], abs=0.03)
     assert on_spark.metrics["validation_accuracy"] > 0.8
-    expected = on_spark.evaluate(str(tmp_path / "held.parquet"))["accuracy"]
-    assert on_spark.metrics["validation_accuracy"] == pytest.approx(expected)
+    for kind, rows in (("validation", "held"), ("training", "train")):
+        expected = on_spark.evaluate(str(tmp_path / f"{rows}.parquet"))
+        assert on_spark.metrics[f"{kind}_accuracy"] == pytest.approx(expected["accuracy"])
+        assert on_spark.metrics[f"{kind}_loss"] == pytest.approx(expected["loss"])
 
 
 @dataclass(frozen=True)
