@@ -23,7 +23,8 @@ def section(found: recipe.Recipe, folder: Path) -> str:
     """Claims and verdicts, and who was first on each workload, from the stored results."""
     own = results.read(folder)
     assert found.claims is not None
-    rows = [[c.text, c.published, c.measured, f"**{c.verdict}**" + (f": {c.why}" if c.why else "")] for c in found.claims(own)]
+    verdict = lambda claim: f"**{claim.verdict}**" + (f": {claim.why}" if claim.why else "")  # noqa: E731
+    rows = [[claim.text, claim.published, claim.measured, verdict(claim)] for claim in found.claims(own)]
     everything = configurations(own)
     heads = []
     for name in results.workloads(own):

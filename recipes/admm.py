@@ -11,7 +11,7 @@ import functools
 from dataclasses import replace
 
 import numpy as np
-from common import best, last, median, named
+from common import best, judged, last, median, named
 
 from firesteel import DlADMM, Local, TaylorADMM, datasets
 from firesteel.bench.claims import Claim
@@ -67,7 +67,7 @@ def claims(results: list[Result]) -> list[Claim]:
                 f"{mine[0].method if mine else method}: 85 % of the test rows at the 10th sweep",
                 "85 % at the 10th epoch",
                 f"{100 * tenth:.1f} % at the 10th, {100 * median(map(best, mine)):.1f} % at best in {SWEEPS} sweeps",
-                "shown" if tenth >= 0.85 else "not shown",
+                judged(tenth >= 0.85, tenth),
                 "" if tenth >= 0.85 else "drawn at random, as in the paper, it begins further away",
             )
         )
@@ -77,7 +77,7 @@ def claims(results: list[Result]) -> list[Claim]:
             "ADMM learns features: 95 % and more",
             "dlADMM passes 90 %",
             f"{100 * deep:.1f} % after {SWEEPS} sweeps",
-            "shown" if deep >= 0.95 else "not shown",
+            judged(deep >= 0.95, deep),
             "" if deep >= 0.95 else "it goes on rising: see the curves to 120 sweeps in docs/results.md (make bench-admm)",
         )
     )
@@ -87,7 +87,7 @@ def claims(results: list[Result]) -> list[Claim]:
             "training and test accuracy stay together",
             "curves that lie on each other",
             f"training less test accuracy {100 * gap:+.1f} points in the end",
-            "shown" if abs(gap) < 0.02 else "not shown",
+            judged(abs(gap) < 0.02, gap),
         )
     )
     return found

@@ -13,7 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from common import at, best, last, median
+from common import at, best, judged, last, median
 from methods import ParallelMiniBatch
 
 from firesteel import Cluster, Compute, Local, Network, Simulated, datasets
@@ -124,4 +124,4 @@ def claims(results: list[Result]) -> list[Claim]:
 
 
 def _level(gain: float, tolerance: float) -> Any:
-    return "shown" if gain > tolerance else "no difference shown" if gain > -tolerance else "not shown"
+    return "no difference shown" if abs(gain) <= tolerance else judged(gain > 0, gain)

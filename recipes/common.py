@@ -6,6 +6,7 @@ import math
 import statistics
 from collections.abc import Iterable
 
+from firesteel.bench.claims import Verdict
 from firesteel.bench.results import Result
 
 
@@ -41,3 +42,8 @@ def median(values: Iterable[float]) -> float:
 
 def times(ratio: float) -> str:
     return f"{ratio:.2f} times"
+
+
+def judged(shown: bool, *figures: float) -> Verdict:
+    """The verdict on figures; where one of them is missing nothing was measured."""
+    return "not measured" if any(map(math.isnan, figures)) else "shown" if shown else "not shown"

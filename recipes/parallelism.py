@@ -8,11 +8,12 @@ momentum, measured on one and two workers of this machine, and on a simulated cl
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from common import median, seconds_per_epoch
+from common import judged, median, seconds_per_epoch
 
 from firesteel import SGD, Cluster, Compute, Local, Network, NeuronParallel, Simulated, Single, SyncSGD, datasets
 from firesteel.bench.claims import Claim
@@ -74,7 +75,7 @@ def simulated(kind: str, workers: int, width: float = 1.0) -> Simulated:
 
 
 def claims(results: list[Result]) -> list[Claim]:
-    found, largest = [], 0.0
+    found, largest = [], math.nan
     for kind in NETWORKS:
         base = [r for r in results if r.workload == network(kind).name and r.ended_well]
         alone = median(seconds_per_epoch(r) for r in base if r.header["world"] == "Local" and r.workers == 1)
@@ -86,7 +87,7 @@ def claims(results: list[Result]) -> list[Claim]:
             if not virtual:
                 continue
             ups = {w: virtual[1] / s for w, s in sorted(virtual.items()) if w}
-            largest = max(largest, *ups.values())
+            largest = max(*ups.values(), *([] if math.isnan(largest) else [largest]))
             found.append(
                 Claim(
                     f"{kind}, {'data' if name == 'SyncSGD' else 'model'} parallelism: more workers are faster",
@@ -104,7 +105,7 @@ def claims(results: list[Result]) -> list[Claim]:
             "up to 11 times as fast as one worker",
             "11 times (a CNN)",
             f"{largest:.1f} times, the largest of all architectures at up to {WORKERS[-1]} workers, simulated",
-            "shown" if largest >= 11 else "not shown",
+            judged(largest >= 11, largest),
             "" if largest >= 11 else "see the table of speed-ups for where it saturates",
         )
     )

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from common import best, median, named, seconds_per_epoch, times
+from common import best, judged, median, named, seconds_per_epoch, times
 from methods import CentralLBFGS
 
 from firesteel import (
@@ -102,7 +102,7 @@ def claims(results: list[Result]) -> list[Claim]:
                 f"{each.name}: below 10 M parameters L-BFGS is faster with its history on one worker",
                 "central faster below about 10 M parameters, 16 nodes",
                 f"{times(a / b)} as long per iteration with the history shared, 2 workers of one machine",
-                "shown" if a > 1.05 * b else "not shown" if a < 0.95 * b else "no difference shown",
+                "no difference shown" if 0.95 * b < a < 1.05 * b else judged(a > b, a, b),
                 "where an iteration is passes over the rows, sums over a history of ten pairs hardly count",
             )
         )
@@ -115,6 +115,6 @@ def _same(name: str, method: str, on: list[Result], off: list[Result], tolerance
         f"{name}: {method} learns as well with the heuristic as without",
         "as good",
         f"best accuracy {a:.4f} with, {b:.4f} without (medians of {len(on)} and {len(off)} seeds)",
-        "shown" if a >= b - tolerance else "not shown",
+        judged(a >= b - tolerance, a, b),
         "" if a >= b - tolerance else "one second moment for a layer is not one for each weight" if "basis" in method else "",
     )
