@@ -103,15 +103,15 @@ def until_target(one: Configuration, column: str, show: Show) -> Cell:
     values = [score.cost(run, column) for run in one.results]
     used = [max(score.total(run, column), 0.0) if math.isinf(x) else x for x, run in zip(values, one.results, strict=True)]
 
-    def text(share: float) -> str:
-        if math.isfinite(statistics.quantile(values, share)):
-            return show(statistics.quantile(values, share))
-        least = statistics.quantile(used, share)
-        return f"> {show(least)}" if least > 0 else "not reached"
-
-    if not statistics.known(values):
-        return Cell(texts.UNKNOWN)
     middle = statistics.median(values)
+
+    def text(share: float) -> str:
+        x = statistics.quantile(values, share)
+        least = max(statistics.quantile(used, share), middle if math.isfinite(middle) else 0.0)
+        return show(x) if math.isfinite(x) else f"> {show(least)}" if least > 0 else "not reached"
+
+    if math.isnan(middle):
+        return Cell(texts.UNKNOWN)
     spread = f" ({text(0.25)} to {text(0.75)})" if math.isfinite(middle) and len(statistics.known(values)) > 1 else ""
     return Cell(text(0.5) + spread, middle if math.isfinite(middle) else None)
 

@@ -103,7 +103,9 @@ def _check(results: Sequence[Result], name: str, value: Callable[[Result], Any])
 
 def _key(result: Result) -> dict[str, Any]:
     header = {name: value for name, value in result.header.items() if name not in ("id", "seed", "environment")}
-    return {**header, "hardware": None if result.virtual else _hardware(result)}
+    hardware = None if result.virtual else _hardware(result)
+    found = {**header, "virtual": result.virtual, "hardware": hardware or None}
+    return {name: value for name, value in found.items() if value is not None}  # null or not there is the same
 
 
 def _hardware(result: Result) -> str:

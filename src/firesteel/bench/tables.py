@@ -114,8 +114,9 @@ def speed_up(configurations: Sequence[Configuration]) -> Table | None:
     rows = [cells for label, family in found.items() for cells in _scaling(label, family)]
     about = (
         f"Speed-up: median {kind} to the target with the fewest workers over those with N, from {statistics.FEW} seeds on "
-        "with a 95 % bootstrap interval. Efficiency: speed-up over how many times as many workers there are; hardware efficiency: "
-        "the same of the seconds of an epoch. Statistical efficiency: samples to the target with the fewest over those with N."
+        "with a 95 % bootstrap interval. Efficiency: speed-up over how many times as many workers there are; hardware "
+        "efficiency: the same of the seconds of an epoch. Statistical efficiency: samples to the target with the fewest "
+        "workers over those with N."
     )
     columns = (
         *("configuration", "workers", "against", f"{kind} to target", "speed-up", "efficiency"),
@@ -180,9 +181,9 @@ def efficiency(configurations: Sequence[Configuration], smoothed: bool = False) 
         else "the exact integral of the straight lines between points"
     )
     about = (
-        f"E(row, column): the area under the row's {said(name)} in {kind}, divided by that under the column's, up to the end of the "
-        f"shorter run (Hermans 2017); above 1 the row is better. By {form}; median and range over pairs of runs with the same "
-        "seed, or over all pairs where no seeds match."
+        f"E(row, column): the area under the row's {said(name)} in {kind}, divided by that under the column's, up to the end "
+        f"of the shorter run (Hermans 2017); above 1 the row is better. By {form}; median and range over pairs of runs with "
+        "the same seed, or over all pairs where no seeds match."
     )
     title = f"Temporal efficiency{', smoothed' if smoothed else ''}, {kind}"
     return Table(title, about, ("configuration", *(one.label for one in configurations)), tuple(rows))
@@ -269,8 +270,8 @@ def profiles(configurations: Sequence[Configuration]) -> Table | None:
     ]
     about = (
         f"The share of the {len(targets)} workloads with a target on which a method's {kind} to it, the median over seeds of "
-        "its best configuration, are within a factor of the fastest method's (Dolan and Moré 2002). A method that did not reach "
-        "a target, or did not run on a workload, is within none there."
+        "its best configuration, are within a factor of the fastest method's (Dolan and Moré 2002). A method that did not "
+        "reach a target, or did not run on a workload, is within none there."
     )
     columns = ("method", "fastest", *(f"within {factor:g} times" for factor in FACTORS[1:-1]), "reached at all")
     return Table(f"Performance profiles, {kind}", about, columns, tuple(rows))
