@@ -79,8 +79,10 @@ def test_a_workload_has_one_metric_and_one_target(name, other):
         configurations([run("A"), run("B", workload={name: other})])
 
 
-def test_somebody_else_may_have_no_target():
-    assert len(configurations([run("A"), external("B", 0.9, workload={"target": None})])) == 2
+def test_who_tells_no_target_has_that_of_the_workload():
+    found = configurations([external("B", 0.95, workload={"target": None}), run("A")])
+    assert [(one.target, one.results[0].target) for one in found] == [(0.9, 0.9), (0.9, 0.9)]
+    assert configurations([run("A", workload={"target": None})])[0].target is None
 
 
 def test_seconds_are_parted_by_kind_and_the_timeless_stand_with_both():

@@ -26,7 +26,6 @@ from firesteel.bench.cells import (
     row,
     said,
     until_target,
-    workers,
 )
 from firesteel.bench.configurations import HARDWARE, Configuration, families
 from firesteel.bench.headline import headline
@@ -148,7 +147,7 @@ def _scaling(label: str, family: Sequence[Configuration]) -> list[tuple[Cell, ..
             one,
             label,
             number(n, texts.count),
-            workers(counts[0]),
+            texts.workers(counts[0]),
             until_target(one, "seconds", texts.digits),
             gain(one, n),
             number(score.efficiency(gains)[n]),
@@ -206,7 +205,7 @@ def robustness(configurations: Sequence[Configuration]) -> Table | None:
     return Table(
         "Robustness",
         f"Best {metric} by window and workers, the median over seeds; the number of seeds where some have none.",
-        ("configuration", "window", *map(workers, counts)),
+        ("configuration", "window", *map(texts.workers, counts)),
         tuple(
             row(family[0], label, number(_window(family[0]), texts.count), *(cell(family, n) for n in counts))
             for label, family in rows.items()
@@ -288,7 +287,7 @@ def settings(configurations: Sequence[Configuration]) -> Table | None:
             one.strategy or one.method,
             texts.items(one.settings),
             one.optimizer,
-            f"{one.heuristic['name']} {'on' if one.heuristic.get('on') else 'off'}" if one.heuristic else None,
+            texts.heuristic(one.heuristic) if one.heuristic else None,
             number(one.batch_size, texts.count),
             one.world,
             number(one.workers, texts.count),
