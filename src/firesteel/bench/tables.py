@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -260,13 +261,10 @@ def profiles(configurations: Sequence[Configuration]) -> Table | None:
         return None
     kind = kind_of(configurations)
     shares = score.performance_profile(costs, FACTORS).tolist()
-    rows = [
-        (
-            Cell(method, None, method.endswith("(external)")),
-            *(Cell(texts.UNKNOWN) if np.isnan(known).all() else number(share) for share in each),
-        )
-        for method, known, each in zip(methods, costs, shares, strict=True)
-    ]
+    rows = list[tuple[Cell, ...]]()
+    for method, known, each in zip(methods, costs, shares, strict=True):
+        cells = [Cell(texts.UNKNOWN) if np.isnan(known).all() else number(share) for share in each]
+        rows.append(tuple(replace(cell, external=method.endswith("(external)")) for cell in (Cell(method), *cells)))
     about = (
         f"The share of the {len(targets)} workloads with a target on which a method's {kind} to it, the median over seeds of "
         "its best configuration, are within a factor of the fastest method's (Dolan and Moré 2002). A method that did not "
