@@ -103,7 +103,9 @@ def assign(
     for name, field in told.items():
         if field not in (*FIGURES, *FACTS, metric):
             fields = ", ".join((*FIGURES, *FACTS))
-            raise UsageError(f"--map {field}={name}: no field is called {field!r}.{did_you_mean(field, FIGURES)} Fields: {fields}.")
+            raise UsageError(
+                f"--map {field}={name}: no field is called {field!r}.{did_you_mean(field, FIGURES)} Fields: {fields}."
+            )
         if name not in names:
             raise UsageError(f"{where}: no column is called {name!r}.{did_you_mean(name, names)} Columns: {', '.join(names)}.")
     found = {name: _meaning(name, told, metric) for name in names}
@@ -114,7 +116,9 @@ def assign(
     fields = {column.field for column in columns}
     for field in units:
         if field not in fields and not (field == "accuracy" and any(is_accuracy(each) for each in fields)):
-            raise UsageError(f"{where}: --unit {field}={units[field]}, but no column is {field}; --map {field}=COLUMN names it.")
+            raise UsageError(
+                f"{where}: --unit {field}={units[field]}, but no column is {field}; --map {field}=COLUMN names it."
+            )
     if "kind" in fields:
         raise UsageError(f"{where}: no figure may be called 'kind'; rename the column.")
     return columns

@@ -153,6 +153,7 @@ def _result(identity: str, name: str, run: Gathered, origin: str) -> Result:
         "workers": facts.get("workers"),
         "batch_size": facts.get("batch_size"),
         "seed": facts.get("seed"),
+        "run": facts.get("run"),
         "limits": {},
         "source": facts.get("source", origin),
         "environment": {},

@@ -26,6 +26,8 @@ class Row:
     """Texts and numbers by column; an empty cell is None."""
     about: dict[str, Any] = field(default_factory=dict)
     """What is said of the whole run that it belongs to."""
+    named: str = ""
+    """File and line where the columns are named, if that is not here."""
 
 
 @final
@@ -60,7 +62,9 @@ def _text(place: Path) -> str:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data.count(b"\n", 0, error.start) + 1
-        raise UsageError(f"{place}, line {line}: neither a table nor JSON lines: this is not UTF-8 text ({error.reason}).") from None
+        raise UsageError(
+            f"{place}, line {line}: neither a table nor JSON lines: this is not UTF-8 text ({error.reason})."
+        ) from None
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise UsageError(f"{place}, line {line}: neither a table nor JSON lines: there are zero bytes in it.")
@@ -70,7 +74,7 @@ def _text(place: Path) -> str:
 def _csv(place: Path, text: str, delimiter: str | None, tell: Tell) -> Iterator[Row | Bad]:
     between = delimiter or ("\t" if place.suffix == ".tsv" else ",")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=between, strict=True)
-    names: list[str] = []
+    names, named = list[str](), ""
     while True:
         number = reader.line_num + 1
         where = f"{place}, line {number}"
@@ -85,13 +89,14 @@ def _csv(place: Path, text: str, delimiter: str | None, tell: Tell) -> Iterator[
         if not any(cell.strip() for cell in cells):
             continue
         if not names:
-            names = _header([cell.strip() for cell in cells], between, where)
+            names, named = _header([cell.strip() for cell in cells], between, where), where
         elif len(cells) != len(names):
             yield Bad(f"{where}: {len(cells)} fields, but the header names {len(names)}.")
         else:
-            yield Row(where, {name: cell.strip() or None for name, cell in zip(names, cells, strict=True)})
+            yield Row(where, {name: cell.strip() or None for name, cell in zip(names, cells, strict=True)}, named=named)
     if not text.endswith(("\n", "\r")):
-        tell(f"{place}, line {reader.line_num}: the last line does not end; if the file was cut off, its last number may be short.")
+        where = f"{place}, line {reader.line_num}"
+        tell(f"{where}: the last line does not end; if the file was cut off, its last number may be short.")
 
 
 def _header(names: list[str], between: str, where: str) -> list[str]:

@@ -42,7 +42,7 @@ def gather(
     rows: list[Row],
     mapping: Mapping[str, str],
     units: Mapping[str, str],
-    given: Mapping[str, Any],
+    given: dict[str, Any],
     final: bool,
     refuse: Callable[[str], None],
     tell: Tell,
@@ -60,14 +60,16 @@ def gather(
     Raises:
         UsageError: with file and line.
     """
-    table, line = rows[0].where.rsplit(", ", 1) if ", " in rows[0].where else (rows[0].where, "")
+    table = rows[0].named or rows[0].where
     told = {name for row in rows for name in row.about}
     cells = dict.fromkeys(name for row in rows for name in row.cells)
     of_runs = {name: fact for fact, name in mapping.items() if fact in FACTS and name in told and name not in cells}
     of_runs |= {name: name for name in told if name in FACTS}
     rest = {name: column for name, column in mapping.items() if column not in of_runs}
     columns = assign(cells, rest, units, given.get("metric"), table)
-    texts = {column.name for column in columns if not column.known and not all(_readable(row.cells.get(column.name)) for row in rows)}
+    texts = {
+        column.name for column in columns if not column.known and not all(_readable(row.cells.get(column.name)) for row in rows)
+    }
     runs: dict[Any, Gathered] = {}
     varied = set[str]()
     for number, row in enumerate(rows):
@@ -75,7 +77,11 @@ def gather(
             facts = {fact: _fact(fact, row.about[name], name) for name, fact in of_runs.items() if name in row.about}
             facts |= {c.field: _fact(c.field, row.cells.get(c.name), c.name) for c in columns if c.field in FACTS}
             facts = {name: value for name, value in facts.items() if value is not None} | given
-            point = {c.field: _figure(c, row) for c in columns if c.field not in FACTS and c.name not in texts and c.name in row.cells}
+            point = {
+                c.field: _figure(c, row)
+                for c in columns
+                if c.field not in FACTS and c.name not in texts and c.name in row.cells
+            }
         except _Unreadable as error:
             refuse(f"{row.where}, {error}")
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import math
 import os
 import sqlite3
@@ -32,9 +33,10 @@ def to_tensorboard(result: Result | Run, folder: str | Path) -> None:
     Raises:
         UsageError: the package tensorboard is not installed, or the folder holds a run already.
     """
-    with _needs("tensorboard"):
-        from torch.utils.tensorboard import SummaryWriter
-        from torch.utils.tensorboard.summary import hparams
+    _ = _needs("tensorboard")
+    from torch.utils.tensorboard import SummaryWriter
+    from torch.utils.tensorboard.summary import hparams
+
     if any(Path(folder).glob("*tfevents*")):
         raise UsageError(f"{folder} holds a run of TensorBoard already; name another folder.")
     facts, points = _told(result)
@@ -60,28 +62,25 @@ def to_mlflow(result: Result | Run, experiment: str, uri: str) -> str:
     Raises:
         UsageError: the package mlflow is not installed, or MLflow refuses.
     """
-    with _needs("mlflow"):
-        from mlflow import MlflowClient
-        from mlflow.entities import Metric, Param
-        from mlflow.exceptions import MlflowException
+    mlflow = _needs("mlflow")
     facts, points = _told(result)
     start = int(time.time() * 1000)
     metrics = [
-        Metric(name, value, start + round(1000 * (point.get("seconds") or 0.0)), step)
+        mlflow.entities.Metric(name, value, start + round(1000 * (point.get("seconds") or 0.0)), step)
         for step, point in zip(_steps(points), points, strict=True)
         for name, value in _numbers(point)
     ]
     try:
-        client = MlflowClient(uri)
+        client = mlflow.MlflowClient(uri)
         found = client.get_experiment_by_name(experiment)
         home = found.experiment_id if found else client.create_experiment(experiment)
         name = str(facts.get("run", experiment))
         run = client.create_run(home, start_time=start, run_name=name, tags={OURS: str(facts["status"])}).info.run_id
-        client.log_batch(run, params=[Param(key, str(value)) for key, value in facts.items()])
+        client.log_batch(run, params=[mlflow.entities.Param(key, str(value)) for key, value in facts.items()])
         for first in range(0, len(metrics), _BATCH):
             client.log_batch(run, metrics=metrics[first : first + _BATCH])
         client.set_terminated(run, "FAILED" if facts["status"] in ("failed", "diverged") else "FINISHED")
-    except MlflowException as error:
+    except mlflow.exceptions.MlflowException as error:
         raise UsageError(f"MLflow at {uri} does not take the run: {error.message}") from None
     return run
 
@@ -92,11 +91,10 @@ def from_tensorboard(place: Path, tell: Tell) -> Iterator[Row | Bad]:
     Every record's checksum is compared: a file that is cut off is an error, where TensorBoard itself shows what is left.
     Seconds are counted from a run's first event, unless the run has a figure `seconds`.
     """
-    with _needs("tensorboard"):
-        from tensorboard.compat.proto import event_pb2
-        from tensorboard.compat.tensorflow_stub import errors, pywrap_tensorflow
-        from tensorboard.plugins.hparams import plugin_data_pb2
-        from tensorboard.util import tensor_util
+    events = _needs("tensorboard.compat.proto.event_pb2")
+    stub = _needs("tensorboard.compat.tensorflow_stub.pywrap_tensorflow")
+    hparams = _needs("tensorboard.plugins.hparams.plugin_data_pb2")
+    tensors = _needs("tensorboard.util.tensor_util")
     files = [place] if place.is_file() else sorted(path for path in place.rglob("*tfevents*") if path.is_file())
     for folder in sorted({file.parent for file in files}):
         name = folder.relative_to(place).as_posix() if place.is_dir() else place.parent.name
@@ -105,13 +103,13 @@ def from_tensorboard(place: Path, tell: Tell) -> Iterator[Row | Bad]:
         times: dict[int, float] = {}
         begin, others = math.inf, set[str]()
         for file in (file for file in files if file.parent == folder):
-            reader, number = pywrap_tensorflow.PyRecordReader_New(str(file)), 0
+            reader, number = stub.PyRecordReader_New(str(file)), 0
             while True:
                 number += 1
                 try:
                     reader.GetNext()
-                    event = event_pb2.Event.FromString(reader.record())
-                except errors.OutOfRangeError:
+                    event = events.Event.FromString(reader.record())
+                except stub.errors.OutOfRangeError:
                     break
                 except Exception as error:  # what a foreign file makes of lengths and messages has many names
                     why = getattr(error, "message", None) or str(error) or type(error).__name__
@@ -120,10 +118,10 @@ def from_tensorboard(place: Path, tell: Tell) -> Iterator[Row | Bad]:
                 begin = min(begin, event.wall_time)
                 for value in event.summary.value:
                     if value.metadata.plugin_data.plugin_name == "hparams":
-                        told = plugin_data_pb2.HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                        told = hparams.HParamsPluginData.FromString(value.metadata.plugin_data.content)
                         for key, each in told.session_start_info.hparams.items():
                             about[key] = getattr(each, each.WhichOneof("kind") or "string_value")
-                    elif (scalar := _scalar(value, tensor_util)) is None:
+                    elif (scalar := _scalar(value, tensors)) is None:
                         others.add(value.tag)
                     elif value.tag in (at := steps.setdefault(event.step, {})):
                         yield Bad(f"{file}, record {number}: {value.tag} has a second value at step {event.step}.")
@@ -139,11 +137,11 @@ def from_tensorboard(place: Path, tell: Tell) -> Iterator[Row | Bad]:
             yield Row(f"{folder}, step {step}", steps[step], about)
 
 
-def _scalar(value: Any, tensor_util: Any) -> float | None:
+def _scalar(value: Any, tensors: Any) -> float | None:
     if value.HasField("simple_value"):
         return value.simple_value
     if value.HasField("tensor"):
-        array = tensor_util.make_ndarray(value.tensor)
+        array = tensors.make_ndarray(value.tensor)
         if array.size == 1 and array.dtype.kind in "fiu":
             return array.item()
     return None
@@ -154,16 +152,14 @@ def from_mlflow(uri: str, tell: Tell) -> Iterator[Row | Bad]:
 
     Seconds are counted from the start of a run, unless it has a metric `seconds`.
     """
-    with _needs("mlflow"):
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
+    mlflow = _needs("mlflow")
     try:
         with _folders_allowed():
-            client = MlflowClient(uri)
+            client = mlflow.MlflowClient(uri)
             homes = [each.experiment_id for each in _pages(client.search_experiments)]
             for run in _pages(client.search_runs, experiment_ids=homes, order_by=["attributes.start_time ASC"]):
                 yield from _of_mlflow(client, run, uri, tell)
-    except MlflowException as error:
+    except mlflow.exceptions.MlflowException as error:
         raise UsageError(f"MLflow at {uri} cannot be read: {error.message}") from None
 
 
@@ -227,11 +223,11 @@ def _folders_allowed() -> Iterator[None]:
             os.environ[name] = before
 
 
-@contextlib.contextmanager
-def _needs(package: str) -> Iterator[None]:
+def _needs(module: str) -> Any:
     try:
-        yield
+        return importlib.import_module(module)
     except ImportError as error:
+        package = module.split(".")[0]
         raise UsageError(f"this needs the package {package} ({error}): pip install 'firesteel[track]'.") from None
 
 
@@ -248,14 +244,16 @@ def _told(result: Result | Run) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         facts = {name if name in FACTS else SETTING + name: value for name, value in result.settings.items()}
         points = result.history.to_pylist()
     facts |= {"status": result.status, OURS: "result"}
-    plain = {name: value if isinstance(value, int | float) else str(value) for name, value in facts.items() if value is not None}
+    plain = {
+        name: value if isinstance(value, int | float) else str(value) for name, value in facts.items() if value is not None
+    }
     return plain, points
 
 
 def _steps(points: list[dict[str, Any]]) -> list[int]:
-    steps = [point.get("step") for point in points]
-    whole = all(isinstance(step, int) for step in steps)
-    return steps if whole and steps == sorted(set(steps)) else list(range(len(points)))
+    steps = [step for point in points if isinstance(step := point.get("step"), int)]
+    grow = len(steps) == len(points) and steps == sorted(set(steps))
+    return steps if grow else list(range(len(points)))
 
 
 def _numbers(point: dict[str, Any]) -> Iterator[tuple[str, float]]:

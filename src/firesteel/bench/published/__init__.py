@@ -31,7 +31,9 @@ def load(name: str) -> tuple[str, list[Row]]:
         UsageError: there is no such set.
     """
     if name not in published():
-        raise UsageError(f"no published results are called {name!r}.{did_you_mean(name, published())} Names: {', '.join(published())}.")
+        raise UsageError(
+            f"no published results are called {name!r}.{did_you_mean(name, published())} Names: {', '.join(published())}."
+        )
     whole: dict[str, Any] = json.loads(resources.files(__name__).joinpath(f"{name}.json").read_text(encoding="utf-8"))
     origin = ", ".join(str(whole[part]) for part in SOURCE if whole[part] is not None)
     rows = list[Row]()
