@@ -21,7 +21,13 @@ from firesteel.bench.workload import Budget, Workload, workload
 from firesteel.datasets import Dataset
 from firesteel.models import MLP
 
-PUBLISHED = ("spark-admm",)
+PUBLISHED = {
+    "spark-admm": {
+        "workload": "mnist-admm, test rows",
+        "metric": "validation_accuracy",
+        "mapping": {"validation_accuracy": "accuracy"},
+    }
+}
 TRAIN, SWEEPS = 55_000, 20
 METHODS = (TaylorADMM(), TaylorADMM(start="random"), DlADMM())
 

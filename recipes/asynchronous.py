@@ -42,7 +42,7 @@ from firesteel.bench.trial import Trial
 from firesteel.bench.workload import Budget, Workload, workload
 from firesteel.models import MLP
 
-PUBLISHED = ("hermans-2017",)
+PUBLISHED = {"hermans-2017": {}, "dist-keras": {}}
 COUNTS = WINDOWS = (10, 20, 30, 40)
 RATE = 0.05
 METHODS = {"Downpour": Downpour, "AEASGD": AEASGD, "EAMSGD": EAMSGD, "DynSGD": DynSGD, "AGN": AGN, "ADAG": ADAG}

@@ -24,6 +24,7 @@ from firesteel.bench.workload import Budget, Workload, flat_mnist, workload
 from firesteel.datasets import Dataset
 from firesteel.models import MLP
 
+PUBLISHED = {"su-chen-2015": {}}
 METHOD = ParallelMiniBatch(local_epochs=5)
 MAPPERS = (1, 2, 4, 8, 16, 32)
 

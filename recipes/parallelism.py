@@ -22,7 +22,7 @@ from firesteel.bench.trial import Trial
 from firesteel.bench.workload import Budget, Workload, flat_mnist, workload
 from firesteel.models import MLP, LeNet, LSTMClassifier, RNNClassifier
 
-PUBLISHED = ("model-parallelism",)
+PUBLISHED = {"shrivastava-2017": {}}
 OPTIMIZER = SGD(lr=0.02, momentum=0.9)
 # Per architecture: the network for a width, its data, and seconds a row takes one core here (measured once, for the simulator).
 NETWORKS: dict[str, tuple[Callable[[float], Any], Any, float]] = {

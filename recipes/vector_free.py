@@ -33,7 +33,7 @@ from firesteel.bench.results import Result
 from firesteel.bench.trial import Heuristic, Trial
 from firesteel.bench.workload import Budget, Workload, workload
 
-PUBLISHED = ("vector-free",)
+PUBLISHED = {"chen-2014": {}}
 RATES = {"mnist-mlp": 1e-3, "cifar10-vgg16": 5e-4, "mnist-lstm": 3e-3}
 
 

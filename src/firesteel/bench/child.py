@@ -102,9 +102,8 @@ _sessions: dict[str, Any] = {}
 def _session(recipe: Recipe, master: str | None) -> Any:
     """One session for all of this process's trials, with a slot for each worker of the largest."""
     if not _sessions:
-        from firesteel.cli.session import spark_session
+        from firesteel.spark.session import spark_session
 
-        os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         most = max(trial.on.workers for trial in recipe.trials.values() if isinstance(trial.on, Spark))
         _sessions["spark"] = spark_session(master or f"local-cluster[{most},1,{EXECUTOR_MEGABYTES}]", None)
     return _sessions["spark"]

@@ -33,8 +33,8 @@ class Recipe:
     trials: dict[str, Trial]
     """By their names, in order."""
     claims: Callable[[list[Result]], list[Claim]] | None
-    published: tuple[str, ...] = ()
-    """Names of other people's results (`firesteel.bench.external.published`) that belong beside these."""
+    published: dict[str, dict[str, Any]]
+    """Other people's results that belong beside these: names of `firesteel.bench.published`, and how to import each."""
 
 
 def load(path: str | Path, **choices: Any) -> Recipe:
@@ -68,7 +68,7 @@ def load(path: str | Path, **choices: Any) -> Recipe:
         trials[trial.id] = trial
     text = inspect.getdoc(module) or file.stem
     title, _, about = text.partition("\n")
-    published = tuple(getattr(module, "PUBLISHED", ()))
+    published = dict(getattr(module, "PUBLISHED", {}))
     return Recipe(str(file), title.rstrip("."), about.strip(), trials, getattr(module, "claims", None), published)
 
 

@@ -73,9 +73,9 @@ class BenchRun:
         print(f"{found.title}: {len(found.trials)} trials{kept}; results in {folder}", file=sys.stderr, flush=True)
         with _Told(found, done, self.jobs, self.progress) as told:
             running.run(found, choices, folder, self.jobs, self.master, told.tell)
-        for name in found.published:
+        for name, how in found.published.items():
             if not (folder / results.EXTERNAL / name).exists():
-                _ = external.import_published(name, folder)
+                _ = external.import_file(f"published:{name}", name, folder, **how)
         failed = conclude(found, folder)
         print(f"Now: firesteel bench report {folder}", file=sys.stderr)
         return 1 if failed else 0

@@ -19,7 +19,7 @@ import pyarrow as pa
 import torch
 from rich.console import Console
 
-from firesteel.cli.session import spark_session
+from firesteel.spark.session import spark_session
 from firesteel.errors import FiresteelError
 from firesteel.local.world import Local
 from firesteel.spark import world
