@@ -37,7 +37,7 @@ def section(found: recipe.Recipe, folder: Path) -> str:
             f"## {found.title}",
             found.about,
             f"{len(ran)} trials, {len(failed)} failed; `firesteel bench report {folder.relative_to(ROOT)}` draws them. "
-            f"Commit {machine.get('git')}, torch {machine.get('torch')}, on {machine.get('cores')} cores of {machine.get('cpu')}.",
+            f"Commit {machine['git']}, torch {machine['torch']}, {machine['cores']} cores of {machine['cpu']}.",
             report.table(["claim", "published", "measured here", "verdict"], rows),
             "\n".join(heads),
         ]

@@ -19,10 +19,10 @@ import pyarrow as pa
 import torch
 from rich.console import Console
 
-from firesteel.spark.session import spark_session
 from firesteel.errors import FiresteelError
 from firesteel.local.world import Local
 from firesteel.spark import world
+from firesteel.spark.session import spark_session
 from firesteel.spark.world import Spark
 
 PACKAGES = ("firesteel", "torch", "pyarrow", "numpy", "safetensors", "cloudpickle", "pyspark", "pandas")
