@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
@@ -45,6 +46,11 @@ class Configuration:
         """The kind of its seconds: "wall seconds" or "virtual seconds"."""
         return "virtual seconds" if self.virtual else "wall seconds"
 
+    @property
+    def timeless(self) -> bool:
+        """Whether it is somebody else's and tells no seconds: it can stand beside seconds of either kind."""
+        return self.external and not any(point.get("seconds") is not None for r in self.results for point in r.points)
+
 
 def configurations(results: Iterable[Result]) -> list[Configuration]:
     """Results grouped by all but their seed, in order of appearance.
@@ -53,34 +59,61 @@ def configurations(results: Iterable[Result]) -> list[Configuration]:
         UsageError: results of one workload have different metrics or targets.
     """
     found = list(results)
-    _check_workloads(found)
+    _check(found, "metric", lambda result: result.metric)
+    _check(found, "target", lambda result: result.target)
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in found:
-        groups[json.dumps(_key(result), sort_keys=True, default=str)].append(result)
+        groups[_text(_key(result))].append(result)
     made = [_configuration(tuple(group)) for group in groups.values()]
     return [replace(one, label=label) for one, label in zip(made, _labels(made), strict=True)]
 
 
-def _check_workloads(results: Sequence[Result]) -> None:
-    for name, values in (("metric", lambda r: r.metric), ("target", lambda r: r.target)):
-        first: dict[str, Result] = {}
-        for result in (r for r in results if values(r) is not None):
-            other = first.setdefault(result.workload, result)
-            if values(other) != values(result):
-                raise UsageError(
-                    f"The workload {result.workload!r} has the {name} {values(other)!r} in {other.id} and {values(result)!r} "
-                    f"in {result.id}. What is compared has one {name}: give one of them another workload name."
-                )
+def by_seconds(configurations: Iterable[Configuration]) -> dict[str, list[Configuration]]:
+    """Configurations by the kind of their seconds, which are never mixed; those that tell none stand with every kind."""
+    found = list(configurations)
+    kinds = list(dict.fromkeys(one.seconds for one in found if not one.timeless)) or list({one.seconds for one in found})
+    return {kind: [one for one in found if one.timeless or one.seconds == kind] for kind in kinds}
+
+
+def families(configurations: Iterable[Configuration]) -> dict[str, list[Configuration]]:
+    """Configurations of one workload that differ in their number of workers alone, by what they share, fewest workers first."""
+    groups: dict[str, list[Configuration]] = defaultdict(list)
+    for one in configurations:
+        if one.workers is not None:
+            groups[_text({**_key(one.results[0]), **_but_workers(one)})].append(one)
+    members = [sorted(group, key=lambda one: one.workers or 0) for group in groups.values()]
+    shared = [replace(group[0], **_but_workers(group[0])) for group in members]
+    return dict(zip(_labels(shared, left_out=("workers",)), members, strict=True))
+
+
+def _but_workers(one: Configuration) -> dict[str, Any]:
+    return {"workers": None, "on": one.on and re.sub(r"\bworkers=\d+", "workers=N", one.on)}
+
+
+def _check(results: Sequence[Result], name: str, value: Callable[[Result], Any]) -> None:
+    first: dict[str, Result] = {}
+    for result in (r for r in results if value(r) is not None):
+        other = first.setdefault(result.workload, result)
+        if value(other) != value(result):
+            raise UsageError(
+                f"The workload {result.workload!r} has the {name} {value(other)!r} in {other.id} and {value(result)!r} in "
+                f"{result.id}. What is compared has one {name}: give one of the two another workload name."
+            )
 
 
 def _key(result: Result) -> dict[str, Any]:
-    header = {name: value for name, value in result.header.items() if name not in ("id", "seed", "environment", "workload")}
-    return {**header, "workload": result.workload, "hardware": None if result.virtual else _hardware(result)}
+    header = {name: value for name, value in result.header.items() if name not in ("id", "seed", "environment")}
+    return {**header, "hardware": None if result.virtual else _hardware(result)}
 
 
-def _hardware(result: Result) -> dict[str, Any]:
+def _hardware(result: Result) -> str:
     environment = result.header.get("environment") or {}
-    return {name: environment[name] for name in HARDWARE if environment.get(name) is not None}
+    found = [f"{name} {environment[name]}" for name in HARDWARE if environment.get(name) is not None]
+    return ", ".join(found)
+
+
+def _text(key: dict[str, Any]) -> str:
+    return json.dumps(key, sort_keys=True, default=str)
 
 
 def _configuration(results: tuple[Result, ...]) -> Configuration:
@@ -89,7 +122,7 @@ def _configuration(results: tuple[Result, ...]) -> Configuration:
     return Configuration(
         workload=first.workload,
         metric=first.metric,
-        target=next((r.target for r in results if r.target is not None), None),
+        target=first.target,
         method=first.method,
         strategy=header.get("strategy"),
         settings=header.get("settings") or {},
@@ -107,63 +140,40 @@ def _configuration(results: tuple[Result, ...]) -> Configuration:
     )
 
 
-def _labels(made: Sequence[Configuration]) -> list[str]:
+def _labels(made: Sequence[Configuration], left_out: Sequence[str] = ()) -> list[str]:
     """The methods; those that share a label get what tells them apart, one difference after the other."""
     labels = [one.method for one in made]
-    for tell in (*TOLD, _rest):
+    keys = [_key(one.results[0]) | ({"on": one.on} if left_out else {}) for one in made]
+    names = dict.fromkeys([*TOLD, *(name for key in keys for name in key)])
+    for name in (name for name in names if name not in ("kind", *left_out)):
         clashes: dict[tuple[str, str, bool], list[int]] = defaultdict(list)
         for index, one in enumerate(made):
             clashes[one.workload, labels[index], one.external].append(index)
         for (_, label, _), members in clashes.items():
-            texts = [tell(made[index]) for index in members]
-            if len(set(texts)) > 1:
-                for index, text in zip(members, texts, strict=True):
+            values = [keys[index].get(name) for index in members]
+            if len({_text({name: value}) for value in values}) > 1:
+                for index, text in zip(members, _told(name, values), strict=True):
                     labels[index] = f"{label}, {text}" if text else label
     return [f"{label} (external)" if one.external else label for label, one in zip(labels, made, strict=True)]
 
 
-def _heuristic(one: Configuration) -> str:
-    return f"{one.heuristic['name']} {'on' if one.heuristic.get('on') else 'off'}" if one.heuristic else ""
+TOLD: dict[str, Callable[[Any], str]] = {
+    "optimizer": str,
+    "heuristic": lambda heuristic: f"{heuristic['name']} {'on' if heuristic.get('on') else 'off'}",
+    "workers": lambda workers: f"{workers} worker{'s' if workers != 1 else ''}",
+    "world": str,
+    "virtual": lambda virtual: "virtual seconds" if virtual else "wall seconds",
+    "batch_size": lambda rows: f"batch {rows}",
+    "on": str,
+    "source": str,
+    "hardware": str,
+}
 
 
-def _workers(one: Configuration) -> str:
-    return "" if one.workers is None else f"{one.workers} worker{'s' if one.workers != 1 else ''}"
-
-
-def _hardware_text(one: Configuration) -> str:
-    return " ".join(str(value) for value in _hardware(one.results[0]).values())
-
-
-def _rest(one: Configuration) -> str:
-    """All else in which headers can differ."""
-    shown = (
-        "kind",
-        "method",
-        "optimizer",
-        "heuristic",
-        "workers",
-        "world",
-        "batch_size",
-        "on",
-        "source",
-        "workload",
-        "virtual",
-    )
-    return _items({name: value for name, value in _key(one.results[0]).items() if name not in (*shown, "hardware")})
-
-
-def _items(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name}={value}" for name, value in values.items() if value is not None)
-
-
-TOLD: tuple[Callable[[Configuration], str], ...] = (
-    lambda one: one.optimizer or "",
-    _heuristic,
-    _workers,
-    lambda one: one.world or "",
-    lambda one: "" if one.batch_size is None else f"batch {one.batch_size}",
-    lambda one: one.seconds if one.world is None else "",
-    lambda one: one.on or "",
-    lambda one: one.source or "",
-    _hardware_text,
-)
+def _told(name: str, values: Sequence[Any]) -> list[str]:
+    """What each value of a group is called: of long ones only the parts that differ."""
+    tell = TOLD.get(name, lambda value: f"{name}={value}")
+    texts = ["" if value is None else tell(value) for value in values]
+    parts = [re.findall(r"\w+=[^\s,()]+", text) for text in texts]
+    short = [", ".join(part for part in found if not all(part in other for other in parts)) for found in parts]
+    return short if len(set(short)) == len(set(texts)) > 1 and len(max(texts, key=len)) > 40 else texts
