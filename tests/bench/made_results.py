@@ -8,7 +8,13 @@ from pathlib import Path
 
 from firesteel.bench.results import EXTERNAL, TRIALS, Result, write
 
-MNIST = {"name": "MNIST, MLP", "metric": "validation_accuracy", "target": 0.95, "model": "MLP(784, 256, 10)", "data": "MNIST 60,000"}
+MNIST = {
+    "name": "MNIST, MLP",
+    "metric": "validation_accuracy",
+    "target": 0.95,
+    "model": "MLP(784, 256, 10)",
+    "data": "MNIST 60,000",
+}
 DIGITS = {"name": "digits, LeNet", "metric": "validation_accuracy", "target": 0.9, "model": "LeNet()", "data": "digits 1,797"}
 METHODS = {  # how fast it learns, what it reaches, what it loses by every worker more, its window
     "SyncSGD()": (1.0, 0.972, 0.02, None),
@@ -35,7 +41,7 @@ def trial(workload, method, workers, seed, *, virtual=False, speed=None, status=
         "workload": workload, "method": method, "strategy": method.partition("(")[0],
         "settings": {} if window is None else {"window": window}, "optimizer": "Adam(lr=0.001)", "heuristic": None,
         "world": "Simulated" if virtual else "Local", "virtual": virtual, "workers": workers, "batch_size": 64, "seed": seed,
-        "on": f"Simulated(Cluster({workers}))" if virtual else f"Local(workers={workers})", "limits": {"epochs": 8},
+        "on": f"Simulated(Cluster(workers={workers}))" if virtual else f"Local(workers={workers})", "limits": {"epochs": 8},
         "source": None, "environment": ENVIRONMENT,
     }  # fmt: skip
     found, bytes_each = list[dict](), 810_000 * (workers if window is None else max(1, workers // 2))
@@ -74,7 +80,8 @@ def external(workload, method, seed=None) -> Result:
         "source": "A. Author, A paper, 2017, figure 3", "environment": {"gpu": "1 x P100"}, "seed": seed, "virtual": False,
     }  # fmt: skip
     points = tuple(
-        {"seconds": 4.0 * n, "samples": 9000 * n, "validation_accuracy": 0.98 * (1 - 0.8 * math.exp(-0.35 * n))} for n in range(1, 9)
+        {"seconds": 4.0 * n, "samples": 9000 * n, "validation_accuracy": 0.98 * (1 - 0.8 * math.exp(-0.35 * n))}
+        for n in range(1, 9)
     )
     return Result(header["id"], header, points, "finished")
 

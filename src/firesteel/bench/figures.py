@@ -1,7 +1,6 @@
-"""Pictures of a bench: a function for each, from configurations to a picture, or None where there is nothing to show.
+"""What the pictures of a bench have in common.
 
-The place of a configuration among those given is the number of its series: its colour, its marker, and the class
-"series-<number>" of all that is drawn of it. What is somebody else's is dashed and hollow.
+`curves`, `strips` and `maps` have a function for each picture: it returns a `Picture`, or None where there is nothing to show.
 """
 
 from __future__ import annotations
@@ -10,9 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, final
 
-import numpy as np
-
-from firesteel.bench.svg import COLOURS, HALO, INK, MUTED, PAPER, SERIES, styled
+from firesteel.bench.configurations import families
+from firesteel.bench.svg import COLOURS, HALO, INK, MUTED, PAPER, SERIES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -42,6 +40,51 @@ class Picture:
         return round(self.figure.get_figwidth() * 72)
 
 
+@final
+@dataclass(frozen=True)
+class Series:
+    """How a configuration is drawn in all pictures: the colour tells the method, the shape and the width the workers.
+
+    What is somebody else's is dashed and hollow.
+    """
+
+    one: Configuration
+    number: int
+    hue: int
+    shape: int
+    width: float
+    """Of its line, in px."""
+
+    @property
+    def gid(self) -> str:
+        """The class of all that is drawn of it."""
+        return f"series-{self.number}"
+
+    @property
+    def colour(self) -> str:
+        return SERIES[self.hue % COLOURS]
+
+    @property
+    def marker(self) -> str:
+        return MARKERS[(self.shape + self.hue // COLOURS) % len(MARKERS)]
+
+
+def series(configurations: Sequence[Configuration]) -> tuple[Series, ...]:
+    """Of the configurations of one workload, in this order."""
+    places = {one.label: number for number, one in enumerate(configurations)}
+    counts = sorted({one.workers for one in configurations if one.workers is not None})
+    method = {one.label: places[one.label] for one in configurations}
+    for family in families(configurations).values():
+        method |= dict.fromkeys((one.label for one in family), min(places[one.label] for one in family))
+    hues = {first: hue for hue, first in enumerate(sorted(set(method.values())))}
+    made = list[Series]()
+    for number, one in enumerate(configurations):
+        shape = 0 if one.workers is None else counts.index(one.workers)
+        width = 1.7 if len(counts) < 2 else 1.2 + shape / (len(counts) - 1)
+        made.append(Series(one, number, hues[method[one.label]], shape, width))
+    return tuple(made)
+
+
 def empty(height: float = 260, width: float = WIDTH) -> tuple[Figure, Axes]:
     """A figure with one pair of axes; sizes in px."""
     from matplotlib.figure import Figure
@@ -49,20 +92,6 @@ def empty(height: float = 260, width: float = WIDTH) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width / 72, height / 72), layout="constrained")
     figure.set_layout_engine("constrained", w_pad=2 / 72, h_pad=3 / 72)
     return figure, figure.subplots()
-
-
-def series(number: int) -> str:
-    """The class of what is drawn of a configuration."""
-    return f"series-{number}"
-
-
-def colour(number: int) -> str:
-    return SERIES[number % COLOURS]
-
-
-def marker(number: int) -> str:
-    """Another shape for each, so that no two series share colour and shape before the fiftieth."""
-    return MARKERS[(number + number // COLOURS) % len(MARKERS)]
 
 
 def words(column: str) -> str:
@@ -74,85 +103,41 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:]
 
 
-@styled
-def curves(configurations: Sequence[Configuration], x: str, y: str) -> Picture | None:
-    """A quantity over seconds, samples or bytes: a line for each configuration.
+def short(label: str, most: int) -> str:
+    """A label of at most so many letters: its end tells configurations apart as often as its beginning.
 
-    With up to three seeds: their median, bold, over a thin line for each. With more: the median over the band of the quartiles.
-    The median goes as far as all seeds go.
-
-    Args:
-        configurations: of one workload and one kind of seconds.
-        x: "seconds", "samples" or "bytes_sent"; y: any other column of the points.
+    >>> short("AEASGD(window=32), 4 workers", 20)
+    'AEASGD(wi… 4 workers'
     """
-    figure, axes = empty()
-    ends = list[tuple[float, str]]()
-    reach, values = list[float](), list[float]()
-    for number, one in enumerate(configurations):
-        runs = [run for run in (_points(result.column(x), result.column(y)) for result in one.results) if run.size]
-        if not runs:
-            continue
-        _seeds(axes, runs, number, one.external)
-        ends.append((float(np.median([run[-1, 1] for run in runs])), one.label))
-        reach.append(max(float(run[-1, 0]) for run in runs))
-        values += [float(value) for run in runs for value in run[:, 1]]
-    if not ends or max(reach) <= 0:
-        return None
-    first = configurations[0]
-    unit = first.seconds if x == "seconds" else words(x)
-    _scale_x(axes, x, unit, reach)
-    _scale_y(axes, y, values)
-    if y == first.metric and first.target is not None:
-        target_line(axes, first.target)
-    lower = y.endswith("loss")
-    end, label = min(ends) if lower else max(ends)
-    about = f"{sentence(words(y))} over {unit}. {'Lowest' if lower else 'Highest'} at the end: {label} with {end:.4g}."
-    absent = [one.label for one in configurations if one.label not in {label for _, label in ends}]
-    if absent:
-        about += f" Not drawn, for want of figures: {', '.join(absent)}."
-    return Picture(f"{y}-{x}".replace("_", "-"), f"{sentence(words(y))} over {unit}", about, figure)
+    if len(label) <= most:
+        return label
+    head = (most - 1) // 2
+    return f"{label[:head]}…{label[len(label) - (most - 1 - head) :]}"
 
 
-def _points(x: list[float], y: list[float]) -> np.ndarray:
-    """Those with both, [n, 2]."""
-    both = np.array([x, y], dtype=float).reshape(2, -1).T
-    return both[np.isfinite(both).all(axis=1)]
-
-
-def _seeds(axes: Axes, runs: Sequence[np.ndarray], number: int, external: bool) -> None:
-    if 1 < len(runs) <= 3:
-        for run in runs:
-            _ = axes.plot(*run.T, color=colour(number), linewidth=0.7, alpha=0.45, gid=series(number))
-    grid, low, middle, high = _quartiles(runs)
-    if len(runs) > 3:
-        _ = axes.fill_between(grid, low, high, color=colour(number), alpha=0.18, linewidth=0, gid=series(number))
-    plot(axes, grid, middle, number, external)
-
-
-def _quartiles(runs: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Where all runs are: the x of their points, and there the quartiles of what lies on the straight lines between them."""
-    begin, end = max(run[0, 0] for run in runs), min(run[-1, 0] for run in runs)
-    grid = np.unique(np.concatenate([run[:, 0] for run in runs]))
-    grid = grid[(grid >= begin) & (grid <= end)]
-    if len(grid) > 400:
-        grid = grid[np.linspace(0, len(grid) - 1, 400).astype(int)]
-    return grid, *np.quantile([np.interp(grid, *run.T) for run in runs], (0.25, 0.5, 0.75), axis=0)
-
-
-def plot(axes: Axes, x: Any, y: Any, number: int, external: bool, **more: Any) -> None:
+def plot(axes: Axes, x: Any, y: Any, of: Series, **more: Any) -> None:
     """A line in the style of its series; the markers are few, and not where another's are."""
-    every = ((number * 0.037) % 0.2, 0.2) if len(x) > 6 else None
-    face = PAPER if external else colour(number)
-    style = {"linestyle": (0, (4, 2.5)) if external else "-", "markerfacecolor": face, "markeredgewidth": 1.2} | more
-    _ = axes.plot(
-        x, y, color=colour(number), linewidth=1.7, marker=marker(number), markersize=4.2, markevery=every, gid=series(number), **style
-    )
+    every = ((of.number * 0.037) % 0.2, 0.2) if len(x) > 6 else None
+    style = {
+        "color": of.colour,
+        "linewidth": of.width,
+        "linestyle": (0, (4, 2.5)) if of.one.external else "-",
+        "marker": of.marker,
+        "markersize": 4.4,
+        "markevery": every,
+        "markerfacecolor": PAPER if of.one.external else of.colour,
+        "markeredgewidth": 1.2,
+        "gid": of.gid,
+    }
+    _ = axes.plot(x, y, **style | more)
 
 
 def target_line(axes: Axes, target: float) -> None:
     _ = axes.axhline(target, color=INK, linewidth=0.9, linestyle=(0, (1.5, 2)))
     where = axes.get_yaxis_transform()
-    _ = axes.text(0.995, target, f"target {target:g}", transform=where, ha="right", va="bottom", fontsize=10, color=INK, gid=HALO)
+    _ = axes.text(
+        0.995, target, f"target {target:g}", transform=where, ha="right", va="bottom", fontsize=10, color=INK, gid=HALO
+    )
 
 
 def axis_names(axes: Axes, below: str, above: str = "") -> None:
@@ -160,25 +145,3 @@ def axis_names(axes: Axes, below: str, above: str = "") -> None:
     _ = axes.set_xlabel(below, loc="right")
     if above:
         _ = axes.set_title(above, loc="left", fontsize=10.5, color=MUTED, pad=7)
-
-
-def _scale_x(axes: Axes, x: str, unit: str, reach: Sequence[float]) -> None:
-    from matplotlib.ticker import EngFormatter
-
-    if max(reach) > 20 * float(np.median(reach)):
-        axes.set_xscale("log")  # one slow run would press all the others to the left edge
-        unit += ", log scale"
-    elif axes.get_xlim()[0] > 0 or min(reach) > 0:
-        axes.set_xlim(left=0)
-    if x != "seconds":
-        axes.xaxis.set_major_formatter(EngFormatter("B" if x == "bytes_sent" else "", sep=" " if x == "bytes_sent" else ""))
-    axis_names(axes, unit)
-
-
-def _scale_y(axes: Axes, y: str, values: Sequence[float]) -> None:
-    name = words(y)
-    if y.endswith("loss") and min(values) > 0 and max(values) > 30 * min(values):
-        axes.set_yscale("log")
-        name += ", log scale"
-    axes.grid(axis="y")
-    _ = axes.set_title(name, loc="left", fontsize=10.5, color=MUTED, pad=7)

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from firesteel.bench.figures import WIDTH, Picture, empty
-from firesteel.bench.strips import short
+from firesteel.bench.figures import WIDTH, Picture, empty, short
 from firesteel.bench.svg import BETTER, INK, MUTED, WORSE, styled
 
 if TYPE_CHECKING:
@@ -31,13 +30,17 @@ def efficiency(table: Table) -> Picture:
     largest = max([math.log(1.1), *factors])
     count = len(names)
     texts = [[cell.text for cell in row[1:]] for row in table.rows]
-    figure, axes = _grid([f"{number}  {name}" for number, name in enumerate(names, 1)], [str(n + 1) for n in range(count)], texts)
+    figure, axes = _grid(
+        [f"{number}  {name}" for number, name in enumerate(names, 1)], [str(n + 1) for n in range(count)], texts
+    )
     for i, row in enumerate(values):
         for j, value in enumerate(row):
             if value is not None and value > 0 and i != j:
                 strength = min(1.0, abs(math.log(value)) / largest) if math.isfinite(value) else 1.0
                 _fill(axes, i, j, BETTER if value > 1 else WORSE, strength)
-    found = [(v, i, j) for i, row in enumerate(values) for j, v in enumerate(row) if v is not None and math.isfinite(v) and i != j]
+    found = [
+        (v, i, j) for i, row in enumerate(values) for j, v in enumerate(row) if v is not None and math.isfinite(v) and i != j
+    ]
     about = "E(row, column): above 1, in blue, the row was the better model for most of the time; below, in orange, the column."
     if found:
         value, i, j = max(found)
@@ -68,7 +71,9 @@ def _grid(rows: list[str], columns: list[str], texts: list[list[str]]) -> tuple:
     widest = max(len(text) for line in texts for text in line)
     cell = max(CELL_WIDTH, 6.6 * widest + 8)
     labels = 6.7 * max(map(len, rows)) + 12
-    figure, axes = empty(40 + CELL_HEIGHT * len(rows), max(min(WIDTH, labels + 64 * len(columns)), labels + cell * len(columns)))
+    figure, axes = empty(
+        40 + CELL_HEIGHT * len(rows), max(min(WIDTH, labels + 64 * len(columns)), labels + cell * len(columns))
+    )
     axes.set_xlim(-0.5, len(columns) - 0.5)
     axes.set_ylim(len(rows) - 0.5, -0.5)
     axes.xaxis.tick_top()
