@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,8 +16,6 @@ from firesteel.bench.svg import MUTED, styled
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-    from firesteel.bench.tables import Table
 
 
 def learning(group: Sequence[Series]) -> tuple[Picture, ...]:
@@ -112,7 +111,7 @@ def speed_up(group: Sequence[Series]) -> Picture | None:
             continue
         for workers, gain, each in ends:
             plot(axes, [workers], [gain], each)
-        for (n, gain, a), (m, more, b) in zip(ends, ends[1:], strict=False):  # a line goes when either of its ends does
+        for (n, gain, a), (m, more, b) in pairwise(ends):  # a line goes when either of its ends does
             _ = axes.plot([n, m], [gain, more], color=a.colour, linewidth=1.7, gid=f"{a.gid} {b.gid}", zorder=1.9)
         gained += [(gain, each.one.label) for _, gain, each in ends]
         counts |= set(gains)

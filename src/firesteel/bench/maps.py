@@ -22,7 +22,7 @@ CELL_WIDTH, CELL_HEIGHT = 38, 25  # px: room for "0.987"
 def efficiency(table: Table) -> Picture:
     """E(a, b) for every two: blue where the row is better than the column, orange where it is worse, white at 1.
 
-    Columns are the rows' numbers. The colours are those of log E, the strongest at the largest factor, or at 1.1 if that is less.
+    Columns are the rows' numbers. Colours follow log E; the strongest is that of the largest factor, or of 1.1 if that is more.
     """
     names = [row[0].text for row in table.rows]
     values = [[cell.value for cell in row[1:]] for row in table.rows]

@@ -149,14 +149,14 @@ def _tidy(root: xml.Element, name: str, paper: str) -> None:
             parent.remove(child)  # matplotlib's style would hold for the whole page
     for element in root.iter():
         element.tail = element.tail and "\n"
-        match element.attrib.pop("id", None):
-            case str(found) if found.startswith("series-"):
-                element.set("class", found)
-            case str(found) if found == HALO:
-                for text in element.iter(f"{{{_SVG}}}text"):
-                    text.set("style", f"{text.get('style')}; paint-order: stroke; stroke: {paper}; stroke-width: 3px")
-            case str(found) if found in used:
-                element.set("id", f"{name}-{found}")
+        found = element.attrib.pop("id", "").split()
+        if HALO in found:
+            for text in element.iter(f"{{{_SVG}}}text"):
+                text.set("style", f"{text.get('style')}; paint-order: stroke; stroke: {paper}; stroke-width: 3px")
+        if classes := [one for one in found if one.startswith("series-")]:
+            element.set("class", " ".join(classes))
+        elif found and found[0] in used:
+            element.set("id", f"{name}-{found[0]}")
         for key, value in list(element.attrib.items()):
             if key == "style":
                 element.set(key, re.sub(r"url\(#", f"url(#{name}-", re.sub(r"font-family: [^;]*;? ?", "", value)))

@@ -1,0 +1,76 @@
+"""The report as one HTML page that needs nothing but itself: styles, script and pictures are in it."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any
+
+from firesteel.bench.figures import Picture, Series
+from firesteel.bench.report import SHOWN, Report, Section
+from firesteel.bench.svg import COLOURS, DARK, LIGHT, PAGE, svg
+from firesteel.bench.tables import Table
+from firesteel.errors import UsageError
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+SHAPES = {
+    "o": "M9.2 7a2.2 2.2 0 1 0 4.4 0a2.2 2.2 0 1 0 -4.4 0z",
+    "s": "M9.2 4.8h4.4v4.4h-4.4z",
+    "^": "M11.4 4.4l2.7 4.8h-5.4z",
+    "D": "M11.4 4l3 3l-3 3l-3 -3z",
+    "v": "M11.4 9.6l2.7 -4.8h-5.4z",
+}
+"""The markers of lines, in the legend."""
+
+
+def render(report: Report) -> str:
+    """The page; every name in it is escaped.
+
+    Raises:
+        UsageError: Jinja2 is not installed.
+    """
+    return _environment().get_template("page.html.j2").render(report=report, light=LIGHT, dark=DARK, shapes=SHAPES)
+
+
+@cache
+def _environment() -> Environment:
+    try:
+        from jinja2 import Environment, FunctionLoader, StrictUndefined
+    except ImportError as error:
+        raise UsageError("the page needs Jinja2: pip install 'firesteel[bench]'.") from error
+    made = Environment(
+        loader=FunctionLoader(_file), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    made.globals |= {"file": _file, "drawn": drawn, "numeric": numeric, "hidden": hidden, "hue": hue, "wide": wide}
+    return made
+
+
+def _file(name: str) -> str:
+    return files("firesteel.bench").joinpath(name).read_text(encoding="utf-8")
+
+
+def drawn(section: Section, picture: Picture) -> str:
+    """The picture as SVG; its text was escaped when it was made."""
+    return svg(picture.figure, f"{section.anchor}-{picture.name}", picture.title, picture.about, PAGE)
+
+
+def numeric(table: Table) -> list[bool]:
+    """Of each column: whether it holds numbers."""
+    return [any(row[place].value is not None for row in table.rows) for place in range(len(table.columns))]
+
+
+def hidden(section: Section) -> str:
+    """The classes of a section that hide the series beyond the best."""
+    return " ".join(f"off-{each.number}" for each in section.series[SHOWN:])
+
+
+def hue(series: Series) -> str:
+    """The name of its colour on the page."""
+    return PAGE[f"series-{series.hue % COLOURS}"]
+
+
+def wide(picture: Picture) -> bool:
+    """Whether it needs the width of two."""
+    return picture.width > 440
