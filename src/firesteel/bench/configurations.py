@@ -143,7 +143,7 @@ def _configuration(results: tuple[Result, ...]) -> Configuration:
 def _labels(made: Sequence[Configuration], left_out: Sequence[str] = ()) -> list[str]:
     """The methods; those that share a label get what tells them apart, one difference after the other."""
     labels = [one.method for one in made]
-    keys = [_key(one.results[0]) | ({"on": one.on} if left_out else {}) for one in made]
+    keys = [{**_key(one.results[0]), "on": one.on} for one in made]
     names = dict.fromkeys([*TOLD, *(name for key in keys for name in key)])
     for name in (name for name in names if name not in ("kind", *left_out)):
         clashes: dict[tuple[str, str, bool], list[int]] = defaultdict(list)

@@ -7,7 +7,8 @@ the first it is zero, and beyond the last it is nothing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -42,11 +43,11 @@ def to_target(xs: ArrayLike, ys: ArrayLike, target: float, smaller_is_better: bo
     return float(x[reached[0]]) if len(reached) else None
 
 
-def of_result(result: Result, column: str = "seconds") -> float:
+def cost(result: Result, column: str = "seconds") -> float:
     """A run's seconds, samples, ... to its workload's target.
 
-    Infinite where it did not reach it; NaN where that is unknown: the point that reached it does not tell, or somebody
-    else's run has no value of the metric at all.
+    Infinite where it did not reach it; NaN where that is unknown: the point that reached it does not tell, there is no target,
+    or somebody else's run has no value of the metric at all.
     """
     values = result.column(result.metric)
     if result.target is None or (result.external and all(map(math.isnan, values))):
@@ -55,18 +56,24 @@ def of_result(result: Result, column: str = "seconds") -> float:
     return math.inf if x is None else x
 
 
-def best(values: ArrayLike, smaller_is_better: bool) -> float:
-    """The best value of a curve; NaN where it has none."""
-    known = np.asarray(values, float)
-    known = known[np.isfinite(known)]
-    return math.nan if not len(known) else float(known.min() if smaller_is_better else known.max())
+def reached(result: Result) -> bool | None:
+    """Whether a run reached its target; None where there is none, or nobody knows."""
+    values = result.column(result.metric)
+    if result.target is None or (result.external and all(map(math.isnan, values))):
+        return None
+    return to_target(values, values, result.target, smaller_is_better(result.metric)) is not None
 
 
-def last(values: ArrayLike) -> float:
-    """The last known value of a cumulative column; NaN where there is none."""
-    known = np.asarray(values, float)
-    known = known[np.isfinite(known)]
-    return float(known[-1]) if len(known) else math.nan
+def best(result: Result) -> float:
+    """The best value of the metric; NaN where a run has none."""
+    known = [x for x in result.column(result.metric) if math.isfinite(x)]
+    return math.nan if not known else min(known) if smaller_is_better(result.metric) else max(known)
+
+
+def total(result: Result, column: str = "seconds") -> float:
+    """The seconds, samples, ... of the whole run, those of its last point that tells; NaN where none does."""
+    known = [x for x in result.column(column) if math.isfinite(x)]
+    return known[-1] if known else math.nan
 
 
 def seconds_per_epoch(result: Result) -> float:
@@ -123,7 +130,7 @@ def temporal_efficiency(a: Curve, b: Curve) -> float:
     2.0
     """
     end = _shorter(a, b)
-    return _ratio(float(integral(*a, end)), float(integral(*b, end)))
+    return ratio(float(integral(*a, end)), float(integral(*b, end)))
 
 
 WINDOW_SECONDS, GRID = 5.0, 5  # the thesis's window, and points of the grid in one window: one each second
@@ -152,14 +159,44 @@ def smoothed_temporal_efficiency(a: Curve, b: Curve, virtual: bool = False) -> f
         first = np.interp(0.0, *one, left=0.0)
         return float(CubicSpline(grid, np.append(first, means)).integrate(0.0, end))
 
-    return _ratio(area(a), area(b))
+    return ratio(area(a), area(b))
+
+
+def efficiency_of(results: Iterable[Result]) -> str | None:
+    """What temporal efficiency is the integral of: training accuracy where each run with a curve has one, else the metric.
+
+    None where no run has a curve, or the metric is such that less is better: the area under a loss says nothing.
+    """
+    found = list(results)
+    metric = found[0].metric if found else "loss"
+    both = [(curve(run, "training_accuracy"), curve(run, metric)) for run in found]
+    if any(own for own, _ in both) and all(own for own, other in both if own or other):
+        return "training_accuracy"
+    return metric if any(other for _, other in both) and not smaller_is_better(metric) else None
+
+
+def temporal_efficiencies(a: Sequence[Result], b: Sequence[Result], name: str, smoothed: bool = False) -> list[float]:
+    """E(a, b) of each two runs with the same seed, or of every two where no seeds match; of those with a curve of it."""
+    pairs = [(one, other) for one in a for other in b if one.seed is not None and one.seed == other.seed]
+    found = list[float]()
+    for one, other in pairs or [(one, other) for one in a for other in b]:
+        own, beside = curve(one, name), curve(other, name)
+        if own is not None and beside is not None:
+            virtual = one.virtual or other.virtual
+            found.append(smoothed_temporal_efficiency(own, beside, virtual) if smoothed else temporal_efficiency(own, beside))
+    return found
 
 
 def _shorter(a: Curve, b: Curve) -> float:
     return float(min(a[0][-1], b[0][-1]))
 
 
-def _ratio(a: float, b: float) -> float:
+def ratio(a: float, b: float) -> float:
+    """a / b of what is not negative: infinite over nothing, NaN of nothing over nothing.
+
+    >>> ratio(3.0, 2.0), ratio(1.0, 0.0), ratio(0.0, 0.0)
+    (1.5, inf, nan)
+    """
     if b == 0:
         return math.inf if a > 0 else math.nan
     return a / b
@@ -178,7 +215,7 @@ def speed_up(costs: Mapping[int, float]) -> dict[int, float]:
 
 
 def efficiency(speed_ups: Mapping[int, float]) -> dict[int, float]:
-    """Speed-up for each worker that was added: 1 where N workers are N times as fast as one.
+    """Speed-up over how many times as many workers there are: 1 where N workers are N times as fast as one.
 
     >>> efficiency({1: 1.0, 4: 3.0})
     {1: 1.0, 4: 0.75}
@@ -207,13 +244,27 @@ def performance_profile(costs: ArrayLike, factors: ArrayLike) -> Floats:
     return (near & np.isfinite(times)).mean(axis=1)
 
 
-def staleness_quantiles(steps: Mapping[str, int], shares: Sequence[float] = (0.5, 0.95, 1.0)) -> tuple[float, list[int]]:
-    """Mean, and the smallest staleness that the given shares of the pushes do not exceed, of counts by staleness.
+def staleness_counts(results: Iterable[Result]) -> dict[int, int]:
+    """Pushes by their staleness, of all these runs together, in rising order."""
+    counts = Counter[int]()
+    for run in results:
+        for tau, pushes in ((run.staleness or {}).get("steps") or {}).items():
+            counts[int(tau)] += pushes
+    return dict(sorted(counts.items()))
 
-    >>> staleness_quantiles({"0": 1, "1": 2, "5": 1})
+
+def staleness_quantiles(counts: Mapping[int, int], shares: Sequence[float] = (0.5, 0.95, 1.0)) -> tuple[float, list[int]]:
+    """The mean staleness, and the smallest that the given shares of the pushes do not exceed.
+
+    >>> staleness_quantiles({0: 1, 1: 2, 5: 1})
     (1.75, [1, 5, 5])
     """
-    tau = np.array(sorted(map(int, steps)))
-    counts = np.array([steps[str(t)] for t in tau], float)
-    reached = np.searchsorted(np.cumsum(counts), np.asarray(shares) * counts.sum() - 1e-9)
-    return float(tau @ counts / counts.sum()), [int(t) for t in tau[reached]]
+    tau, pushes = np.array(sorted(counts)), np.array([counts[t] for t in sorted(counts)], float)
+    reached = np.searchsorted(np.cumsum(pushes), np.asarray(shares) * pushes.sum() - 1e-9)
+    return float(tau @ pushes / pushes.sum()), [int(t) for t in tau[reached]]
+
+
+def distance_quantiles(results: Iterable[Result]) -> list[float] | None:
+    """0, 5, 25, 50, 75, 95 and 100 % of the distances of pushes: of each the median over runs. None where none was recorded."""
+    found = [run.staleness["distance"] for run in results if run.staleness and run.staleness.get("distance")]
+    return np.median(np.asarray(found, float), axis=0).tolist() if found else None

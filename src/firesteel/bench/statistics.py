@@ -13,6 +13,7 @@ from typing import Literal, final
 
 import numpy as np
 
+from firesteel.bench.score import ratio
 from firesteel.bench.texts import digits
 
 RESAMPLES, LEVEL, FEW = 2000, 0.95, 3
@@ -97,8 +98,7 @@ class Comparison:
 
     def turned(self) -> Comparison:
         """b against a."""
-        ratio, high, low = (math.inf if x == 0 else 1 / x for x in (self.ratio, self.low, self.high))
-        return Comparison(ratio, low, high, self.seeds)
+        return Comparison(ratio(1, self.ratio), ratio(1, self.high), ratio(1, self.low), self.seeds)
 
     @property
     def ends(self) -> str:
@@ -116,12 +116,7 @@ def compare(a: Sequence[float], b: Sequence[float]) -> Comparison:
     seeds = min(len(a), len(b))
     if not seeds:
         return Comparison(math.nan, math.nan, math.nan, 0)
-    own, other = median(a), median(b)
-    if own == 0 or (own == other == math.inf):
-        ratio = math.inf if other > own else math.nan
-    else:
-        ratio = other / own
-    return Comparison(ratio, *interval(a, b), seeds)
+    return Comparison(ratio(median(b), median(a)), *interval(a, b), seeds)
 
 
 def verdict(a: Sequence[float], b: Sequence[float], a_name: str = "a", b_name: str = "b") -> str:

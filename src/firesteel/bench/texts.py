@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 UNKNOWN = "-"
 
@@ -47,3 +48,12 @@ def size(x: float | None) -> str:
     while abs(x) >= 999.5 and power < 5:
         x, power = x / 1000, power + 1
     return f"{digits(x)} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}"
+
+
+def items(values: Mapping[str, object]) -> str:
+    """Settings.
+
+    >>> items({"window": 12, "alpha": 0.5}), items({})
+    ('window=12, alpha=0.5', '-')
+    """
+    return ", ".join(f"{name}={value}" for name, value in values.items()) or UNKNOWN
