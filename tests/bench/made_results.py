@@ -44,9 +44,10 @@ def trial(workload, method, workers, seed, *, virtual=False, speed=None, status=
         "on": f"Simulated(Cluster(workers={workers}))" if virtual else f"Local(workers={workers})", "limits": {"epochs": 8},
         "source": None, "environment": ENVIRONMENT,
     }  # fmt: skip
-    found, bytes_each = list[dict](), 810_000 * (workers if window is None else max(1, workers // 2))
+    seconds, found = 0.0, list[dict]()
+    bytes_each = 810_000 * (workers if window is None else max(1, workers // 2))
     for number in range(1, points + 1):
-        seconds = number * (3.0 / (workers**0.8 * rate) + dice.uniform(0, 0.12))
+        seconds += 3.0 / (workers**0.8 * rate) + dice.uniform(0, 0.12)
         gone = 1 - math.exp(-0.28 * number * rate**0.5)
         accuracy = min(1.0, max(0.1, 0.1 + (reached - 0.1) * gone + dice.gauss(0, 0.006)))
         found.append({

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from firesteel.bench import score, statistics
-from firesteel.bench.configurations import families
-from firesteel.bench.figures import Picture, Series, axis_names, empty, plot, sentence, target_line, words
+from firesteel.bench import score
+from firesteel.bench.cells import median_cost
+from firesteel.bench.configurations import Configuration, families
+from firesteel.bench.figures import Picture, Series, axis_names, empty, plot, sentence, series, target_line, words
 from firesteel.bench.svg import MUTED, styled
+from firesteel.bench.tables import costs_by_method
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -104,7 +107,7 @@ def speed_up(group: Sequence[Series]) -> Picture | None:
     figure, axes = empty(280)
     counts, gained = set[int](), list[tuple[float, str]]()
     for family in families(each.one for each in group).values():
-        costs = {one.workers or 0: statistics.median([score.cost(result) for result in one.results]) for one in family}
+        costs = {one.workers or 0: median_cost(one) for one in family}
         gains = {workers: gain for workers, gain in score.speed_up(costs).items() if math.isfinite(gain) and gain > 0}
         ends = [(one.workers or 0, gains[one.workers or 0], of[one.label]) for one in family if one.workers in gains]
         if len(ends) < 2:
@@ -129,6 +132,46 @@ def speed_up(group: Sequence[Series]) -> Picture | None:
     unit = group[0].one.seconds
     about = f"{sentence(unit)} to the target with the fewest workers over those with more; dashed: the ideal."
     return Picture("speed-up", "Speed-up over workers", f"{about} Most: {max(gained)[1]}, {max(gained)[0]:.3g}.", figure)
+
+
+def methods(configurations: Sequence[Configuration]) -> tuple[Series, ...]:
+    """A series for each method, whatever its workload and its workers."""
+    found: dict[str, Configuration] = {}
+    for one in configurations:
+        label = f"{one.method} (external)" if one.external else one.method
+        _ = found.setdefault(label, replace(one, label=label, workers=None))
+    return series(list(found.values()))
+
+
+@styled
+def profile(drawn: Sequence[Series], configurations: Sequence[Configuration]) -> Picture:
+    """The share of workloads on which a method is within a factor of the fastest: a staircase for each (Dolan and Moré 2002).
+
+    Args:
+        drawn: of `methods`.
+        configurations: of several workloads and one kind of seconds.
+    """
+    names, workloads, costs = costs_by_method(configurations)
+    figure, axes = empty(280)
+    best = np.nanmin(np.where(np.isfinite(costs), costs, np.nan), axis=0)
+    ratios = np.asarray(costs) / best
+    factors = np.unique(np.append(ratios[np.isfinite(ratios)], 1.0))
+    factors = np.append(factors, factors[-1] * 1.1)
+    shares = score.performance_profile(costs, factors)
+    for each in drawn:
+        if each.one.label in names:
+            plot(axes, factors, shares[names.index(each.one.label)], each, drawstyle="steps-post")
+    axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.set_xlim(left=1)
+    axes.set_ylim(-0.03, 1.05)
+    axes.grid(axis="y")
+    axis_names(axes, "times the fastest method's seconds, log scale", "share of the workloads")
+    most = max(range(len(names)), key=lambda k: (shares[k][0], shares[k][-1]))
+    kind = configurations[0].seconds
+    about = f"How often a method's {kind} to the target are within a factor of the fastest's, over {len(workloads)} workloads."
+    about += f" Fastest most often: {names[most]}, on {shares[most][0]:.0%} of them."
+    return Picture(f"profile-{kind.replace(' ', '-')}", f"Performance profile, {kind}", about, figure)
 
 
 def _scale_x(axes: Axes, x: str, unit: str, reach: Sequence[float]) -> None:

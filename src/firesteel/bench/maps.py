@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 
 from firesteel.bench.figures import WIDTH, Picture, empty, short
 from firesteel.bench.svg import BETTER, INK, MUTED, WORSE, styled
+from firesteel.bench.texts import UNKNOWN, digits, score
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from firesteel.bench.tables import Table
+    from firesteel.bench.cells import Table
 
 STRONGEST = 0.62
 """Of a cell's colour, so that its number can be read on it, in the light and in the dark."""
@@ -29,7 +30,7 @@ def efficiency(table: Table) -> Picture:
     factors = [abs(math.log(v)) for row in values for v in row if v is not None and v > 0 and math.isfinite(v)]
     largest = max([math.log(1.1), *factors])
     count = len(names)
-    texts = [[cell.text for cell in row[1:]] for row in table.rows]
+    texts = [[digits(value) for value in row] for row in values]
     figure, axes = _grid(
         [f"{number}  {name}" for number, name in enumerate(names, 1)], [str(n + 1) for n in range(count)], texts
     )
@@ -50,11 +51,11 @@ def efficiency(table: Table) -> Picture:
 
 @styled
 def robustness(table: Table, metric: str) -> Picture:
-    """What is reached at each window (across) with each number of workers (down); the deeper, the better."""
+    """What is reached by each method and window (down) with each number of workers (across); the deeper, the better."""
     names = [row[0].text for row in table.rows]
-    values = [[cell.value for cell in row[1:]] for row in table.rows]
-    texts = [[cell.text for cell in row[1:]] for row in table.rows]
-    figure, axes = _grid(names, list(table.columns[1:]), texts)
+    values = [[cell.value for cell in row[2:]] for row in table.rows]
+    texts = [[score(value) for value in row] for row in values]
+    figure, axes = _grid(names, list(table.columns[2:]), texts)
     known = [v for row in values for v in row if v is not None and math.isfinite(v)]
     low, high = min(known, default=0.0), max(known, default=1.0)
     for i, row in enumerate(values):
@@ -82,7 +83,7 @@ def _grid(rows: list[str], columns: list[str], texts: list[list[str]]) -> tuple:
     axes.spines[["left", "bottom"]].set_visible(False)
     for i, line in enumerate(texts):
         for j, text in enumerate(line):
-            _ = axes.text(j, i, text, ha="center", va="center", fontsize=10, color=MUTED if text in ("–", "-", "") else INK)
+            _ = axes.text(j, i, text, ha="center", va="center", fontsize=10, color=MUTED if text == UNKNOWN else INK)
     return figure, axes
 
 

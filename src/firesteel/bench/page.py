@@ -1,15 +1,18 @@
-"""The report as one HTML page that needs nothing but itself: styles, script and pictures are in it."""
+"""The report as one HTML page that needs nothing but itself: styles, script and pictures are in it. Beside it the Markdown."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING
 
+from firesteel.bench import markdown
+from firesteel.bench.cells import Table
 from firesteel.bench.figures import Picture, Series
-from firesteel.bench.report import SHOWN, Report, Section
+from firesteel.bench.report import SHOWN, Report, Section, gather
 from firesteel.bench.svg import COLOURS, DARK, LIGHT, PAGE, svg
-from firesteel.bench.tables import Table
 from firesteel.errors import UsageError
 
 if TYPE_CHECKING:
@@ -25,13 +28,44 @@ SHAPES = {
 """The markers of lines, in the legend."""
 
 
+def report(
+    folder: str | Path,
+    out: str | Path | None = None,
+    skip_bad: Callable[[str], None] | None = None,
+    date: str | None = None,
+) -> list[Path]:
+    """Write report.html, report.md and the pictures of that, report-figures/, from the files of a folder alone.
+
+    The same files give the same bytes, but for the line of the date.
+
+    Args:
+        folder: of results, as `firesteel bench run --out` fills it.
+        out: where to write; the folder itself if it is not given.
+        skip_bad: is told of each file that cannot be read, which the report then names and leaves out; None: it is an error.
+        date: what stands on the report; today's, in UTC, if it is not given.
+
+    Returns:
+        What was written: the page, the Markdown, the folder of its pictures.
+
+    Raises:
+        UsageError: there are no results, a file is none, bench.json is not what `firesteel bench run` writes, or matplotlib or
+            Jinja2 is not installed.
+    """
+    made = gather(folder, skip_bad, date)
+    place = Path(out or folder)
+    place.mkdir(parents=True, exist_ok=True)
+    html = place / "report.html"
+    _ = html.write_text(render(made), encoding="utf-8")
+    return [html, *markdown.write(made, place)]
+
+
 def render(report: Report) -> str:
     """The page; every name in it is escaped.
 
     Raises:
         UsageError: Jinja2 is not installed.
     """
-    return _environment().get_template("page.html.j2").render(report=report, light=LIGHT, dark=DARK, shapes=SHAPES)
+    return _environment().get_template("page.html.j2").render(report=report, light=LIGHT, dark=DARK, shapes=SHAPES, shown=SHOWN)
 
 
 @cache

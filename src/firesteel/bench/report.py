@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import Any, TypeVar, final
 
 from firesteel.bench import curves, maps, strips, tables
+from firesteel.bench.cells import Table, ranked
 from firesteel.bench.claims import Claim
 from firesteel.bench.configurations import Configuration, by_seconds, configurations
 from firesteel.bench.figures import Picture, Series, series
+from firesteel.bench.headline import headline
 from firesteel.bench.results import Result, read, workloads
-from firesteel.bench.tables import Cell, Table
 from firesteel.errors import UsageError
 
 T = TypeVar("T")
+Group = tuple[str, tuple[Configuration, ...]]  # a title, and the configurations of one workload and one kind of seconds
 SHOWN = 8
 """How many configurations of a workload are drawn at first, the best of its ranking; the others wait in the legend."""
 
@@ -66,40 +68,8 @@ class Report:
     date: str
 
 
-def report(
-    folder: str | Path,
-    out: str | Path | None = None,
-    skip_bad: Callable[[str], None] | None = None,
-    date: str | None = None,
-) -> list[Path]:
-    """Write report.html, report.md and the pictures of that, report-figures/, from the files of a folder alone.
-
-    The same files give the same bytes, but for the line of the date.
-
-    Args:
-        folder: of results, as `firesteel bench run --out` fills it.
-        out: where to write; the folder itself if it is not given.
-        skip_bad: is told of each file that cannot be read, which the report then names and leaves out; None: it is an error.
-        date: what stands on the report; today's, in UTC, if it is not given.
-
-    Returns:
-        What was written: the page, the Markdown, the pictures.
-
-    Raises:
-        UsageError: there are no results, a file is none, or bench.json is not what `firesteel bench run` writes.
-    """
-    from firesteel.bench import markdown, page
-
-    made = gather(folder, skip_bad, date)
-    place = Path(out or folder)
-    place.mkdir(parents=True, exist_ok=True)
-    html = place / "report.html"
-    _ = html.write_text(page.render(made), encoding="utf-8")
-    return [html, *markdown.write(made, place)]
-
-
 def gather(folder: str | Path, skip_bad: Callable[[str], None] | None = None, date: str | None = None) -> Report:
-    """What a report says; see `report`."""
+    """What the report of a folder says; see `page.report`."""
     place = Path(folder)
     left_out = list[str]()
 
@@ -114,18 +84,18 @@ def gather(folder: str | Path, skip_bad: Callable[[str], None] | None = None, da
     about = _about(place / "bench.json")
     found = configurations(results)
     groups = [
-        (name if len(kinds) == 1 else f"{name}: {kind}", tuple(tables.ranked(members)))
+        (name if len(kinds) == 1 else f"{name}: {kind}", tuple(ranked(members)))
         for name in workloads(results)
         for kinds in [by_seconds(one for one in found if one.workload == name)]
         for kind, members in kinds.items()
     ]
     sections = [
-        _ranking(groups),
+        Section("ranking", "Ranking", headline=tuple(headline(found)), subjects=_ranking(groups)),
         Section("claims", "Claims", CLAIMS, claims=about.claims),
         *(_workload(number, title, members) for number, (title, members) in enumerate(groups, 1)),
-        Section("profile", "Across workloads", subjects=_profile(found)),
+        _profiles(found),
         Section("failures", "Failures", subjects=_only(tables.failures(results))),
-        _settings(groups, results),
+        Section("settings", "Settings and environment", subjects=_settings(groups)),
     ]
     return Report(
         title=about.title or place.absolute().name,
@@ -179,11 +149,8 @@ def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' if number != 1 else ''}"
 
 
-def _ranking(groups: Sequence[tuple[str, tuple[Configuration, ...]]]) -> Section:
-    one = len(groups) == 1
-    headline = [sentence if one else f"{title}: {sentence}" for title, group in groups for sentence in tables.headline(group)]
-    subjects = [Subject("" if one else title, (), _some(tables.ranking(group))) for title, group in groups]
-    return Section("ranking", "Ranking", headline=tuple(headline), subjects=tuple(s for s in subjects if s.tables))
+def _ranking(groups: Sequence[Group]) -> tuple[Subject, ...]:
+    return _filled([Subject("" if len(groups) == 1 else title, (), _some(tables.ranking(group))) for title, group in groups])
 
 
 def _workload(number: int, title: str, group: tuple[Configuration, ...]) -> Section:
@@ -205,31 +172,15 @@ def _workload(number: int, title: str, group: tuple[Configuration, ...]) -> Sect
     return Section(f"workload-{number}", title, about.removeprefix(", "), (), (), _filled(subjects), drawn)
 
 
-def _profile(found: Sequence[Configuration]) -> tuple[Subject, ...]:
-    table = tables.profiles(found)
-    return _filled([Subject("", _some(table and curves.profile(table)), _some(table))])
+def _profiles(found: Sequence[Configuration]) -> Section:
+    drawn = curves.methods(found)
+    kinds = [(tables.profiles(members), members) for members in by_seconds(found).values()]
+    subjects = [Subject("", (curves.profile(drawn, members),), (table,)) for table, members in kinds if table is not None]
+    return Section("profile", "Across workloads", subjects=tuple(subjects), series=drawn)
 
 
-def _settings(groups: Sequence[tuple[str, tuple[Configuration, ...]]], results: Sequence[Result]) -> Section:
-    subjects = [Subject("" if len(groups) == 1 else title, (), _some(tables.settings(group))) for title, group in groups]
-    return Section(
-        "settings", "Settings and environment", subjects=_filled([*subjects, Subject("", (), (_environment(results),))])
-    )
-
-
-def _environment(results: Sequence[Result]) -> Table:
-    """On what it ran: each value that an environment has, with the number of runs that have it."""
-    counts: dict[str, Counter[str]] = {}
-    for result in results:
-        for name, value in (result.header.get("environment") or {}).items():
-            if name not in ("started", "ended") and value is not None:
-                counts.setdefault(name, Counter())[str(value)] += 1
-    rows = [
-        (Cell(name.replace("_", " ")), Cell(value), Cell(f"{number:,}", number))
-        for name, values in counts.items()
-        for value, number in sorted(values.items())
-    ]
-    return Table("Environment", "On what the runs were made.", ("what", "value", "runs"), tuple(rows))
+def _settings(groups: Sequence[Group]) -> tuple[Subject, ...]:
+    return _filled([Subject("" if len(groups) == 1 else title, (), _some(tables.settings(group))) for title, group in groups])
 
 
 def _only(table: Table | None) -> tuple[Subject, ...]:

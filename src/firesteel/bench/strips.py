@@ -15,7 +15,6 @@ from firesteel.bench.svg import HALO, INK, MUTED, WAITING, styled
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from firesteel.bench.configurations import Configuration
 
 ROW = 32
 """Of a configuration, in px: a line of text and a bar under it."""
@@ -34,10 +33,7 @@ def to_target(group: Sequence[Series]) -> Picture | None:
     medians = [statistics.median(cost) for cost in costs]
     if all(math.isnan(cost) for cost in medians):
         return None
-    ran = [
-        statistics.median([score.last(result.column("seconds")) for result in one.results])
-        for one in (each.one for each in group)
-    ]
+    ran = [statistics.median([score.total(result) for result in one.results]) for one in (each.one for each in group)]
     figure, axes = empty(40 + ROW * len(group))
     for row, (each, cost, median, seconds) in enumerate(zip(group, costs, medians, ran, strict=True)):
         reached = math.isfinite(median)
@@ -81,7 +77,9 @@ def _bar(axes: Axes, row: int, length: float, of: Series, hatched: bool) -> None
 def _row(axes: Axes, row: float, of: Series, said: str, up: float = 0.08) -> None:
     """What stands over a bar: whose it is at the left, the figure at the right."""
     where = axes.get_yaxis_transform()
-    _ = axes.text(0, row - up, short(of.one.label, 60 - len(said)), transform=where, fontsize=10, color=INK, gid=f"{HALO} {of.gid}")
+    _ = axes.text(
+        0, row - up, short(of.one.label, 60 - len(said)), transform=where, fontsize=10, color=INK, gid=f"{HALO} {of.gid}"
+    )
     _ = axes.text(1, row - up, said, transform=where, fontsize=10, color=MUTED, ha="right", gid=f"{HALO} {of.gid}")
 
 
@@ -95,14 +93,14 @@ def _rows(axes: Axes, count: int) -> None:
 @styled
 def staleness(group: Sequence[Series]) -> Picture | None:
     """A histogram for each configuration with a server: which share of its pushes met a center how many pushes older."""
-    shown = [(each, pushes) for each in group if (pushes := _pushes(each.one))]
+    shown = [(each, pushes) for each in group if (pushes := score.staleness_counts(each.one.results))]
     if not shown:
         return None
     figure, axes = empty(44 + 46 * len(shown))
     means = list[tuple[float, str]]()
     width = max(1, math.ceil((1 + max(max(pushes) for _, pushes in shown)) / 60))
     for row, (each, pushes) in enumerate(shown):
-        mean, _ = score.staleness_quantiles({str(tau): count for tau, count in pushes.items()})
+        mean, _ = score.staleness_quantiles(pushes)
         binned = np.bincount([tau // width for tau in pushes], list(pushes.values()))
         at = np.flatnonzero(binned)
         bars = axes.bar(
@@ -119,15 +117,6 @@ def staleness(group: Sequence[Series]) -> Picture | None:
     return Picture(
         "staleness", "Staleness", f"{about}mean {min(means)[0]:.2f}; most: {max(means)[1]}, {max(means)[0]:.2f}.", figure
     )
-
-
-def _pushes(one: Configuration) -> dict[int, int]:
-    """Of all seeds: pushes by staleness."""
-    total: dict[int, int] = {}
-    for steps in (result.staleness.get("steps") or {} for result in one.results if result.staleness):
-        for tau, pushes in steps.items():
-            total[int(tau)] = total.get(int(tau), 0) + pushes
-    return total
 
 
 @styled
