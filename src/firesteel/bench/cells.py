@@ -53,11 +53,6 @@ def goal(one: Configuration) -> str:
     return f"{'a' if one.target is None else format(one.target, 'g')} {said(one.metric)}"
 
 
-def workers(n: int | None) -> str:
-    """ "4 workers"."""
-    return texts.UNKNOWN if n is None else f"{n} worker{'s' if n != 1 else ''}"
-
-
 def kind_of(configurations: Sequence[Configuration]) -> str:
     """ "wall seconds" or "virtual seconds".
 
@@ -102,16 +97,15 @@ def until_target(one: Configuration, column: str, show: Show) -> Cell:
     """The median of seconds, samples, ... to the target, with its quartiles; "> ..." where the median run never got there."""
     values = [score.cost(run, column) for run in one.results]
     used = [max(score.total(run, column), 0.0) if math.isinf(x) else x for x, run in zip(values, one.results, strict=True)]
+    middle = statistics.median(values)
 
     def text(share: float) -> str:
-        if math.isfinite(statistics.quantile(values, share)):
-            return show(statistics.quantile(values, share))
-        least = statistics.quantile(used, share)
-        return f"> {show(least)}" if least > 0 else "not reached"
+        x = statistics.quantile(values, share)
+        least = max(statistics.quantile(used, share), middle if math.isfinite(middle) else 0.0)
+        return show(x) if math.isfinite(x) else f"> {show(least)}" if least > 0 else "not reached"
 
-    if not statistics.known(values):
+    if math.isnan(middle):
         return Cell(texts.UNKNOWN)
-    middle = statistics.median(values)
     spread = f" ({text(0.25)} to {text(0.75)})" if math.isfinite(middle) and len(statistics.known(values)) > 1 else ""
     return Cell(text(0.5) + spread, middle if math.isfinite(middle) else None)
 

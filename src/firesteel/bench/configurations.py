@@ -9,9 +9,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
 
+from firesteel.bench import texts
 from firesteel.bench.results import Result
 from firesteel.errors import UsageError
 
+LONG = 40  # characters of a label's part
 HARDWARE = ("cpu", "cores", "gpu")  # of the environment: wall seconds of two machines have no common median
 
 
@@ -53,7 +55,7 @@ class Configuration:
 
 
 def configurations(results: Iterable[Result]) -> list[Configuration]:
-    """Results grouped by all but their seed, in order of appearance.
+    """Results grouped by all but their seed, in order of appearance. Those that tell no target have their workload's.
 
     Raises:
         UsageError: results of one workload have different metrics or targets.
@@ -61,6 +63,8 @@ def configurations(results: Iterable[Result]) -> list[Configuration]:
     found = list(results)
     _check(found, "metric", lambda result: result.metric)
     _check(found, "target", lambda result: result.target)
+    targets = {result.workload: result.target for result in found if result.target is not None}
+    found = [_aimed(result, targets.get(result.workload)) for result in found]
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in found:
         groups[_text(_key(result))].append(result)
@@ -101,9 +105,15 @@ def _check(results: Sequence[Result], name: str, value: Callable[[Result], Any])
             )
 
 
+def _aimed(result: Result, target: float | None) -> Result:
+    return replace(result, header={**result.header, "workload": {**result.header["workload"], "target": target}})
+
+
 def _key(result: Result) -> dict[str, Any]:
     header = {name: value for name, value in result.header.items() if name not in ("id", "seed", "environment")}
-    return {**header, "hardware": None if result.virtual else _hardware(result)}
+    hardware = None if result.virtual else _hardware(result)
+    found = {**header, "virtual": result.virtual, "hardware": hardware or None}
+    return {name: value for name, value in found.items() if value is not None}  # null or not there is the same
 
 
 def _hardware(result: Result) -> str:
@@ -159,8 +169,8 @@ def _labels(made: Sequence[Configuration], left_out: Sequence[str] = ()) -> list
 
 TOLD: dict[str, Callable[[Any], str]] = {
     "optimizer": str,
-    "heuristic": lambda heuristic: f"{heuristic['name']} {'on' if heuristic.get('on') else 'off'}",
-    "workers": lambda workers: f"{workers} worker{'s' if workers != 1 else ''}",
+    "heuristic": texts.heuristic,
+    "workers": texts.workers,
     "world": str,
     "virtual": lambda virtual: "virtual seconds" if virtual else "wall seconds",
     "batch_size": lambda rows: f"batch {rows}",
@@ -173,7 +183,7 @@ TOLD: dict[str, Callable[[Any], str]] = {
 def _told(name: str, values: Sequence[Any]) -> list[str]:
     """What each value of a group is called: of long ones only the parts that differ."""
     tell = TOLD.get(name, lambda value: f"{name}={value}")
-    texts = ["" if value is None else tell(value) for value in values]
-    parts = [re.findall(r"\w+=[^\s,()]+", text) for text in texts]
+    whole = ["" if value is None else tell(value) for value in values]
+    parts = [re.findall(r"\w+=[^\s,()]+", text) for text in whole]
     short = [", ".join(part for part in found if not all(part in other for other in parts)) for found in parts]
-    return short if len(set(short)) == len(set(texts)) > 1 and len(max(texts, key=len)) > 40 else texts
+    return short if len(set(short)) == len(set(whole)) and len(max(whole, key=len)) > LONG else whole

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
@@ -26,7 +27,6 @@ from firesteel.bench.cells import (
     row,
     said,
     until_target,
-    workers,
 )
 from firesteel.bench.configurations import HARDWARE, Configuration, families
 from firesteel.bench.headline import headline
@@ -114,8 +114,9 @@ def speed_up(configurations: Sequence[Configuration]) -> Table | None:
     rows = [cells for label, family in found.items() for cells in _scaling(label, family)]
     about = (
         f"Speed-up: median {kind} to the target with the fewest workers over those with N, from {statistics.FEW} seeds on "
-        "with a 95 % bootstrap interval. Efficiency: speed-up over how many times as many workers there are; hardware efficiency: "
-        "the same of the seconds of an epoch. Statistical efficiency: samples to the target with the fewest over those with N."
+        "with a 95 % bootstrap interval. Efficiency: speed-up over how many times as many workers there are; hardware "
+        "efficiency: the same of the seconds of an epoch. Statistical efficiency: samples to the target with the fewest "
+        "workers over those with N."
     )
     columns = (
         *("configuration", "workers", "against", f"{kind} to target", "speed-up", "efficiency"),
@@ -147,7 +148,7 @@ def _scaling(label: str, family: Sequence[Configuration]) -> list[tuple[Cell, ..
             one,
             label,
             number(n, texts.count),
-            workers(counts[0]),
+            texts.workers(counts[0]),
             until_target(one, "seconds", texts.digits),
             gain(one, n),
             number(score.efficiency(gains)[n]),
@@ -180,9 +181,9 @@ def efficiency(configurations: Sequence[Configuration], smoothed: bool = False) 
         else "the exact integral of the straight lines between points"
     )
     about = (
-        f"E(row, column): the area under the row's {said(name)} in {kind}, divided by that under the column's, up to the end of the "
-        f"shorter run (Hermans 2017); above 1 the row is better. By {form}; median and range over pairs of runs with the same "
-        "seed, or over all pairs where no seeds match."
+        f"E(row, column): the area under the row's {said(name)} in {kind}, divided by that under the column's, up to the end "
+        f"of the shorter run (Hermans 2017); above 1 the row is better. By {form}; median and range over pairs of runs with "
+        "the same seed, or over all pairs where no seeds match."
     )
     title = f"Temporal efficiency{', smoothed' if smoothed else ''}, {kind}"
     return Table(title, about, ("configuration", *(one.label for one in configurations)), tuple(rows))
@@ -205,7 +206,7 @@ def robustness(configurations: Sequence[Configuration]) -> Table | None:
     return Table(
         "Robustness",
         f"Best {metric} by window and workers, the median over seeds; the number of seeds where some have none.",
-        ("configuration", "window", *map(workers, counts)),
+        ("configuration", "window", *map(texts.workers, counts)),
         tuple(
             row(family[0], label, number(_window(family[0]), texts.count), *(cell(family, n) for n in counts))
             for label, family in rows.items()
@@ -260,17 +261,14 @@ def profiles(configurations: Sequence[Configuration]) -> Table | None:
         return None
     kind = kind_of(configurations)
     shares = score.performance_profile(costs, FACTORS).tolist()
-    rows = [
-        (
-            Cell(method, None, method.endswith("(external)")),
-            *(Cell(texts.UNKNOWN) if np.isnan(known).all() else number(share) for share in each),
-        )
-        for method, known, each in zip(methods, costs, shares, strict=True)
-    ]
+    rows = list[tuple[Cell, ...]]()
+    for method, known, each in zip(methods, costs, shares, strict=True):
+        cells = [Cell(texts.UNKNOWN) if np.isnan(known).all() else number(share) for share in each]
+        rows.append(tuple(replace(cell, external=method.endswith("(external)")) for cell in (Cell(method), *cells)))
     about = (
         f"The share of the {len(targets)} workloads with a target on which a method's {kind} to it, the median over seeds of "
-        "its best configuration, are within a factor of the fastest method's (Dolan and Moré 2002). A method that did not reach "
-        "a target, or did not run on a workload, is within none there."
+        "its best configuration, are within a factor of the fastest method's (Dolan and Moré 2002). A method that did not "
+        "reach a target, or did not run on a workload, is within none there."
     )
     columns = ("method", "fastest", *(f"within {factor:g} times" for factor in FACTORS[1:-1]), "reached at all")
     return Table(f"Performance profiles, {kind}", about, columns, tuple(rows))
@@ -287,7 +285,7 @@ def settings(configurations: Sequence[Configuration]) -> Table | None:
             one.strategy or one.method,
             texts.items(one.settings),
             one.optimizer,
-            f"{one.heuristic['name']} {'on' if one.heuristic.get('on') else 'off'}" if one.heuristic else None,
+            texts.heuristic(one.heuristic) if one.heuristic else None,
             number(one.batch_size, texts.count),
             one.world,
             number(one.workers, texts.count),

@@ -50,6 +50,22 @@ def size(x: float | None) -> str:
     return f"{digits(x)} {('B', 'kB', 'MB', 'GB', 'TB', 'PB')[power]}"
 
 
+def workers(n: int | None) -> str:
+    """
+    >>> workers(1), workers(4), workers(None)
+    ('1 worker', '4 workers', '-')
+    """
+    return UNKNOWN if n is None else f"{n} worker{'s' if n != 1 else ''}"
+
+
+def heuristic(told: Mapping[str, object]) -> str:
+    """
+    >>> heuristic({"name": "vector-free", "on": True})
+    'vector-free on'
+    """
+    return f"{told['name']} {'on' if told.get('on') else 'off'}"
+
+
 def items(values: Mapping[str, object]) -> str:
     """Settings.
 
