@@ -21,7 +21,7 @@ from firesteel.bench.markdown import plain
 from firesteel.bench.page import report
 from firesteel.bench.report import SHOWN, gather
 from firesteel.bench.results import TRIALS, write
-from firesteel.bench.svg import DARK, LIGHT, PAGE, svg
+from firesteel.bench.svg import DARK, LIGHT, PAGE, coloured, draw
 from firesteel.errors import UsageError
 
 ATTACK = "<script>alert('x')</script> & \"$\\frac$\" | `a` *b*"
@@ -118,13 +118,12 @@ def test_sections_come_in_order_and_empty_ones_not_at_all(place, tmp_path):
 
 def test_every_picture_is_on_the_page_and_beside_the_markdown(place):
     made = gather(place)
-    pictures = [(s.anchor, p) for s in made.sections for subject in s.subjects for p in subject.pictures]
     page, markdown = Page((place / "report.html").read_text()), (place / "report.md").read_text()
-    assert len({f"{anchor}-{picture.name}" for anchor, picture in pictures}) == len(pictures) > 40
-    for anchor, picture in pictures:
-        assert {f"{anchor}-{picture.name}-title", f"{anchor}-{picture.name}-about"} <= set(page.ids)
-        assert f"(report-figures/{anchor}-{picture.name}.svg)" in markdown
-        assert (place / "report-figures" / f"{anchor}-{picture.name}.svg").read_text().startswith("<svg")
+    assert len(dict(made.pictures)) == len(made.pictures) > 40
+    for name, _ in made.pictures:
+        assert {f"{name}-title", f"{name}-about"} <= set(page.ids)
+        assert f"(report-figures/{name}.svg)" in markdown
+        assert (place / "report-figures" / f"{name}.svg").read_text().startswith("<svg")
     for table in (t for s in made.sections for subject in s.subjects for t in subject.tables):
         assert table.title in page.headings and f"**{plain(table.title)}**" in markdown
 
@@ -221,7 +220,7 @@ def test_a_line_of_the_speed_up_goes_with_either_of_its_ends():
     assert {"series-0 series-1", "series-1 series-2", "series-3 series-4", "series-4 series-5"} <= set(lines)
     times = [next(p["seconds"] for p in run.points if p["validation_accuracy"] >= 0.95) for run in runs]
     assert lines["series-2"][0].get_ydata()[0] == pytest.approx(times[0] / times[2])
-    text = svg(picture.figure, "x", "t", "a", PAGE)
+    text = draw(picture.figure, "x", "t", "a")
     assert 'class="series-0 series-1"' in text and 'class="series-2"' in text
 
 
@@ -265,7 +264,7 @@ def test_profiles_have_a_staircase_for_each_method():
 def test_pictures_take_the_colours_they_are_given():
     picture = curves.curves(series(configurations([trial(MNIST, "SyncSGD()", 2, 0)])), "seconds", "validation_loss")
     assert picture is not None
-    alone, within = (svg(picture.figure, "x", "t", "a", colours) for colours in (LIGHT, PAGE))
+    alone, within = (coloured(draw(picture.figure, "x", "t", "a"), colours) for colours in (LIGHT, PAGE))
     assert LIGHT["series-0"] in alone and LIGHT["paper"] in alone and "var(" not in alone
     assert "var(--series-0)" in within and LIGHT["series-0"] not in within
     assert not re.search(r"#0000[0-9a-f]{2}\b|font-family: |<style|matplotlib", within)

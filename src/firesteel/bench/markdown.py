@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 from firesteel.bench.cells import Table
 from firesteel.bench.claims import VERDICTS
 from firesteel.bench.report import Report, Section
-from firesteel.bench.svg import svg
+from firesteel.bench.svg import coloured
 
 FOLDER = "report-figures"
 MARKS = dict(zip(VERDICTS, ("✔", "✘", "=", "○"), strict=True))
 
 
-def write(report: Report, place: Path) -> list[Path]:
+def write(report: Report, drawings: Mapping[str, str], place: Path) -> list[Path]:
     """Write report.md and the folder of its pictures; those of an earlier report go."""
     folder = place / FOLDER
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.svg"):
         old.unlink()
-    for section in report.sections:
-        for picture in (p for subject in section.subjects for p in subject.pictures):
-            path = folder / f"{section.anchor}-{picture.name}.svg"
-            text = svg(picture.figure, path.stem, picture.title, picture.about)
-            _ = path.write_text(text + "\n", encoding="utf-8")
+    for name, drawing in drawings.items():
+        _ = (folder / f"{name}.svg").write_text(coloured(drawing) + "\n", encoding="utf-8")
     file = place / "report.md"
     _ = file.write_text(render(report), encoding="utf-8")
     return [file, folder]

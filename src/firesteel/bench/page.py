@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -12,7 +12,7 @@ from firesteel.bench import markdown
 from firesteel.bench.cells import Table
 from firesteel.bench.figures import Picture, Series
 from firesteel.bench.report import SHOWN, Report, Section, gather
-from firesteel.bench.svg import COLOURS, DARK, LIGHT, PAGE, svg
+from firesteel.bench.svg import COLOURS, DARK, LIGHT, PAGE, coloured, draw
 from firesteel.errors import UsageError
 
 if TYPE_CHECKING:
@@ -54,18 +54,17 @@ def report(
     made = gather(folder, skip_bad, date)
     place = Path(out or folder)
     place.mkdir(parents=True, exist_ok=True)
+    drawings = {name: draw(picture.figure, name, picture.title, picture.about) for name, picture in made.pictures}
     html = place / "report.html"
-    _ = html.write_text(render(made), encoding="utf-8")
-    return [html, *markdown.write(made, place)]
+    _ = html.write_text(_render(made, drawings), encoding="utf-8")
+    return [html, *markdown.write(made, drawings, place)]
 
 
-def render(report: Report) -> str:
-    """The page; every name in it is escaped.
-
-    Raises:
-        UsageError: Jinja2 is not installed.
-    """
-    return _environment().get_template("page.html.j2").render(report=report, light=LIGHT, dark=DARK, shapes=SHAPES, shown=SHOWN)
+def _render(made: Report, drawings: Mapping[str, str]) -> str:
+    """The page; every name in it is escaped."""
+    pictures = {name: coloured(drawing, PAGE) for name, drawing in drawings.items()}
+    template = _environment().get_template("page.html.j2")
+    return template.render(report=made, pictures=pictures, light=LIGHT, dark=DARK, shapes=SHAPES, shown=SHOWN)
 
 
 @cache
@@ -77,17 +76,12 @@ def _environment() -> Environment:
     made = Environment(
         loader=FunctionLoader(_file), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.globals |= {"file": _file, "drawn": drawn, "numeric": numeric, "hidden": hidden, "hue": hue, "wide": wide}
+    made.globals |= {"file": _file, "numeric": numeric, "hidden": hidden, "hue": hue, "wide": wide}
     return made
 
 
 def _file(name: str) -> str:
     return files("firesteel.bench").joinpath(name).read_text(encoding="utf-8")
-
-
-def drawn(section: Section, picture: Picture) -> str:
-    """The picture as SVG; its text was escaped when it was made."""
-    return svg(picture.figure, f"{section.anchor}-{picture.name}", picture.title, picture.about, PAGE)
 
 
 def numeric(table: Table) -> list[bool]:

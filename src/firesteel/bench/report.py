@@ -67,6 +67,12 @@ class Report:
     sections: tuple[Section, ...]
     date: str
 
+    @property
+    def pictures(self) -> list[tuple[str, Picture]]:
+        """All of them, with names that are theirs alone."""
+        each = ((section, picture) for section in self.sections for subject in section.subjects for picture in subject.pictures)
+        return [(f"{section.anchor}-{picture.name}", picture) for section, picture in each]
+
 
 def gather(folder: str | Path, skip_bad: Callable[[str], None] | None = None, date: str | None = None) -> Report:
     """What the report of a folder says; see `page.report`."""

@@ -74,13 +74,13 @@ def _bar(axes: Axes, row: int, length: float, of: Series, hatched: bool) -> None
     bar.set_gid(of.gid)
 
 
-def _row(axes: Axes, row: float, of: Series, said: str, up: float = 0.08) -> None:
+def _row(axes: Axes, row: float, of: Series, said: str, up: float = 0.12) -> None:
     """What stands over a bar: whose it is at the left, the figure at the right."""
     where = axes.get_yaxis_transform()
     _ = axes.text(
         0, row - up, short(of.one.label, 60 - len(said)), transform=where, fontsize=10, color=INK, gid=f"{HALO} {of.gid}"
     )
-    _ = axes.text(1, row - up, said, transform=where, fontsize=10, color=MUTED, ha="right", gid=f"{HALO} {of.gid}")
+    _ = axes.text(1, row - up, said, transform=where, fontsize=10, color=MUTED, ha="right", gid=f"{HALO} {of.gid}", zorder=0.9)
 
 
 def _rows(axes: Axes, count: int) -> None:

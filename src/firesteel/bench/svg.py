@@ -48,6 +48,7 @@ COLOURS = 10
 """How many series colours there are."""
 
 _STAND_IN = {name: f"#0000{number:02x}" for number, name in enumerate(LIGHT, 1)}
+_NAME = {stand_in: name for name, stand_in in _STAND_IN.items()}
 INK, MUTED, RULE, PAPER = (_STAND_IN[name] for name in ("ink", "muted", "rule", "paper"))
 BETTER, WORSE, WAITING = (_STAND_IN[name] for name in ("better", "worse", "waiting"))
 SERIES = [_STAND_IN[f"series-{k}"] for k in range(COLOURS)]
@@ -102,45 +103,46 @@ def styled(draw: Callable[P, R]) -> Callable[P, R]:
 
 
 @styled
-def svg(figure: Figure, name: str, title: str, about: str, colours: Mapping[str, str] = LIGHT) -> str:
-    """The figure as an <svg> element.
+def draw(figure: Figure, name: str, title: str, about: str) -> str:
+    """The figure as an <svg> element in stand-in colours; `coloured` gives it others.
 
     Args:
         name: begins its ids, so that pictures can stand in one page.
         title: what it shows; about: what can be read from it. For readers who do not see it.
-        colours: of each name in LIGHT; LIGHT itself makes a file that stands alone, PAGE leaves them to the page's CSS.
     """
     import matplotlib
 
     matplotlib.rcParams["svg.hashsalt"] = name
     sink = io.StringIO()
     figure.savefig(sink, format="svg", metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}", sink.getvalue())
-    for each, stand_in in _STAND_IN.items():
-        text = text.replace(stand_in, colours[each])
+    text = re.sub(r"-?\d+\.\d{3,}", lambda number: f"{float(number[0]):.2f}".rstrip("0").rstrip("."), sink.getvalue())
     root = xml.fromstring(text)
-    _tidy(root, name, colours["paper"])
-    if colours is PAGE:
-        del root.attrib["width"], root.attrib["height"]
-    else:
-        root.insert(0, xml.Element(f"{{{_SVG}}}rect", width="100%", height="100%", fill=colours["paper"]))
-        root.set("font-family", "system-ui, sans-serif")
-    root.set("role", "img")
-    root.set("aria-labelledby", f"{name}-title {name}-about")
+    _tidy(root, name)
+    root.attrib = {"viewBox": root.attrib["viewBox"], "role": "img", "aria-labelledby": f"{name}-title {name}-about"}
     for place, (tag, kind, body) in enumerate((("title", "title", title), ("desc", "about", about))):
         element = xml.Element(f"{{{_SVG}}}{tag}", id=f"{name}-{kind}")
         element.text = body
         root.insert(place, element)
     xml.register_namespace("", _SVG)
-    xml.register_namespace("xlink", _XLINK)
     return xml.tostring(root, encoding="unicode")
+
+
+def coloured(drawing: str, colours: Mapping[str, str] = LIGHT) -> str:
+    """A drawing in the colours of names: PAGE leaves them to the page's CSS; all others make a file that stands alone."""
+    drawing = re.sub("|".join(_STAND_IN.values()), lambda found: colours[_NAME[found[0]]], drawing)
+    if colours is PAGE:
+        return drawing
+    size = re.sub(r"0 0 (\S+) (\S+)", r'width="\1" height="\2"', re.findall(r'viewBox="(.+?)"', drawing)[0])
+    ground = f'<rect width="100%" height="100%" fill="{colours["paper"]}" />'
+    start = drawing.index("</desc>") + len("</desc>")
+    return f'<svg {size} font-family="system-ui, sans-serif"{drawing[4:start]}{ground}{drawing[start:]}'
 
 
 HALO = "halo"
 """The gid of text that keeps lines behind it at a distance."""
 
 
-def _tidy(root: xml.Element, name: str, paper: str) -> None:
+def _tidy(root: xml.Element, name: str) -> None:
     """Series become classes; ids that nothing refers to go, the others carry the picture's name; fonts are the page's."""
     used = set(re.findall(r"#(\w+)\)?[\"']?", " ".join(v for e in root.iter() for v in e.attrib.values() if "#" in v)))
     href = f"{{{_XLINK}}}href"
@@ -148,11 +150,11 @@ def _tidy(root: xml.Element, name: str, paper: str) -> None:
         for child in [c for c in parent if c.tag in (f"{{{_SVG}}}style", f"{{{_SVG}}}metadata")]:
             parent.remove(child)  # matplotlib's style would hold for the whole page
     for element in root.iter():
-        element.tail = element.tail and "\n"
+        element.text, element.tail = element.text and element.text.strip(), "\n"
         found = element.attrib.pop("id", "").split()
         if HALO in found:
             for text in element.iter(f"{{{_SVG}}}text"):
-                text.set("style", f"{text.get('style')}; paint-order: stroke; stroke: {paper}; stroke-width: 3px")
+                text.set("style", f"{text.get('style')}; paint-order: stroke; stroke: {PAPER}; stroke-width: 3px")
         if classes := [one for one in found if one.startswith("series-")]:
             element.set("class", " ".join(classes))
         elif found and found[0] in used:
