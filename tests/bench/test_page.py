@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 
 import pytest
@@ -21,8 +22,6 @@ def page_file(tmp_path_factory):
         {"text": f"A claim {verdict}", "published": "85 %", "measured": "87 %", "verdict": verdict, "why": "So it is."}
         for verdict in VERDICTS
     ]
-    import json
-
     (place / "bench.json").write_text(
         json.dumps({"title": "A bench", "about": "What it is.", "recipe": "r.py", "claims": claims})
     )
@@ -107,7 +106,7 @@ def test_tables_are_sorted_by_click_and_by_key(opened):
     name.locator("button").focus()
     page.keyboard.press("Space")
     assert (name.get_attribute("aria-sort"), head.get_attribute("aria-sort")) == ("ascending", None)
-    texts = table.locator("tbody th").all_inner_texts()
+    texts = table.locator("tbody th").all_text_contents()
     assert texts == sorted(texts) != []
 
 
@@ -115,23 +114,46 @@ def test_sorting_is_stable(opened):
     page = opened()
     table = page.locator("#ranking table").first
     table.locator("thead button").nth(2).click()
-    rows = table.locator("tbody th").all_inner_texts()
+    rows = table.locator("tbody th").all_text_contents()
     workers = table.locator("tbody tr").evaluate_all("rows => rows.map(row => Number(row.cells[1].dataset.value ?? 99))")
     table.locator("thead button").nth(1).click()
     expected = [name for _, name in sorted(zip(workers, rows, strict=True), key=lambda pair: pair[0])]
-    assert table.locator("tbody th").all_inner_texts() == expected
+    assert table.locator("tbody th").all_text_contents() == expected
+
+
+def test_long_tables_begin_short(opened):
+    page = opened()
+    table = page.locator("table[data-long]").first
+    rows, more = table.locator("tbody tr"), table.locator("xpath=../following-sibling::button[1]")
+    shown = "all => all.filter(one => one.checkVisibility()).length"
+    assert (rows.evaluate_all(shown), more.get_attribute("aria-expanded")) == (8, "false")
+    more.click()
+    assert (rows.evaluate_all(shown), more.get_attribute("aria-expanded")) == (rows.count(), "true")
+
+
+def test_a_line_of_the_speed_up_goes_with_the_last_of_its_family(opened):
+    page = opened()
+    section = page.locator("section:has(.legend)").first
+    line = section.locator(".family-0").first
+    section.locator("[data-set=none]").click()
+    assert not line.evaluate("one => one.checkVisibility()")
+    section.locator("[data-series='0']").click()
+    assert line.evaluate("one => one.checkVisibility()")
 
 
 def test_a_legend_button_hides_its_series_in_all_pictures_of_the_section(opened):
     page = opened()
     section = page.locator("section:has(.legend)").first
     shown = "all => all.filter(one => one.checkVisibility()).length"
-    drawn = section.locator("figure .series-0")
+    drawn, rows = section.locator(".lines .series-0"), section.locator(".rows .series-0")
+    faint = "all => all.filter(one => getComputedStyle(one).opacity < 0.5).length"
     assert drawn.count() > 10 and drawn.evaluate_all(shown) == drawn.count()
-    elsewhere = page.locator("section:has(.legend)").nth(1).locator("figure .series-0")
+    assert rows.count() > 3 and rows.evaluate_all(faint) == 0
+    elsewhere = page.locator("section:has(.legend)").nth(1).locator(".lines .series-0")
     button = section.locator("[data-series='0']")
     button.click()
     assert (drawn.evaluate_all(shown), button.get_attribute("aria-pressed")) == (0, "false")
+    assert rows.evaluate_all(faint) == rows.count()
     assert elsewhere.evaluate_all(shown) == elsewhere.count() > 0
     button.focus()
     page.keyboard.press("Enter")
@@ -144,7 +166,7 @@ def test_the_best_eight_are_shown_at_first_all_and_none_on_demand(opened):
     pressed = section.locator("[data-series][aria-pressed=true]")
     total = section.locator("[data-series]").count()
     assert pressed.count() == 8 < total
-    late = section.locator("figure .series-8")
+    late = section.locator(".lines .series-8")
     assert late.count() and not any(late.evaluate_all("all => all.map(one => one.checkVisibility())"))
     for name, count in (("all", total), ("none", 0), ("best", 8)):
         section.locator(f"[data-set={name}]").click()

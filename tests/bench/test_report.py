@@ -16,10 +16,10 @@ from firesteel.bench.cells import ranked
 from firesteel.bench.claims import VERDICTS
 from firesteel.bench.compare import compare, show
 from firesteel.bench.configurations import configurations
-from firesteel.bench.figures import series, short
+from firesteel.bench.figures import SHOWN, series, short
 from firesteel.bench.markdown import plain
 from firesteel.bench.page import report
-from firesteel.bench.report import SHOWN, gather
+from firesteel.bench.report import gather
 from firesteel.bench.results import TRIALS, write
 from firesteel.bench.svg import DARK, LIGHT, PAGE, coloured, draw
 from firesteel.errors import UsageError
@@ -112,7 +112,7 @@ def test_sections_come_in_order_and_empty_ones_not_at_all(place, tmp_path):
     write(tmp_path / TRIALS / "1.jsonl", trial(MNIST, "SyncSGD()", 1, 0))
     alone = gather(tmp_path)
     assert [section.title for section in alone.sections] == ["Ranking", "MNIST, MLP", "Settings and environment"]
-    assert [subject.title for subject in alone.sections[1].subjects] == ["Learning", "Time to target", "Temporal efficiency"]
+    assert [subject.title for subject in alone.sections[1].subjects] == ["Learning", "Time to target and speed-up"]
     assert alone.title == tmp_path.name and alone.summary == "1 run, 1 configuration, 1 workload"
 
 
@@ -212,16 +212,17 @@ def test_bars_tell_who_has_not_arrived():
     assert strips.to_target(series(configurations([trial({**MNIST, "target": None}, "SyncSGD()", 1, 0)]))) is None
 
 
-def test_a_line_of_the_speed_up_goes_with_either_of_its_ends():
+def test_the_speed_up_has_a_line_for_each_method():
     runs = [trial(MNIST, method, n, 0) for method in ("SyncSGD()", "DynSGD(window=5)") for n in (1, 2, 4)]
     picture = curves.speed_up(series(configurations(runs)))
     assert picture is not None
     lines = drawn(picture)
-    assert {"series-0 series-1", "series-1 series-2", "series-3 series-4", "series-4 series-5"} <= set(lines)
     times = [next(p["seconds"] for p in run.points if p["validation_accuracy"] >= 0.95) for run in runs]
-    assert lines["series-2"][0].get_ydata()[0] == pytest.approx(times[0] / times[2])
-    text = draw(picture.figure, "x", "t", "a")
-    assert 'class="series-0 series-1"' in text and 'class="series-2"' in text
+    for family, (first, *others) in (("family-0", times[:3]), ("family-3", times[3:])):
+        (line,) = lines[family]
+        assert list(line.get_xdata()) == [1, 2, 4]
+        assert list(line.get_ydata()) == pytest.approx([1, *(first / time for time in others)])
+    assert 'class="family-3"' in draw(picture.figure, "x", "t", "a")
 
 
 def test_heat_maps_have_the_numbers_of_their_tables():
@@ -229,7 +230,9 @@ def test_heat_maps_have_the_numbers_of_their_tables():
         configurations([trial(MNIST, m, 2, s) for m in ("SyncSGD()", "AEASGD(window=32)") for s in (0, 1)])
     )
     assert table is not None
-    axes = maps.efficiency(table).figure.axes[0]
+    picture = maps.efficiency(table)
+    assert picture is not None
+    axes = picture.figure.axes[0]
     assert [text.get_text() for text in axes.texts] == [
         "1",
         f"{table.rows[0][2].value:.3g}",
@@ -293,10 +296,19 @@ def test_text_and_lines_stand_out(colours):
     assert min(contrast(colours["ink"], over(colours[name], maps.STRONGEST)) for name in ("better", "worse")) >= 4.5
 
 
-def test_the_best_are_shown_at_first_and_the_others_wait():
-    names = [f"Method{k}()" for k in range(12)]
-    made = configurations([trial(MNIST, name, 2, 0) for name in names])
-    assert len(ranked(made)) == 12 > SHOWN
+def test_the_best_are_shown_at_first_and_the_others_wait(tmp_path):
+    runs = [trial(MNIST, method, n, 0) for method in ("SyncSGD()", "AGN(window=12)", "ADAG(window=5)") for n in (1, 2, 4, 8)]
+    for number, run in enumerate(runs):
+        write(tmp_path / TRIALS / f"{number}.jsonl", run)
+    html, markdown, pictures = report(tmp_path)
+    section = next(section for section in gather(tmp_path).sections if section.series)
+    assert [each.one for each in section.series] == ranked(configurations(runs)) and len(runs) == 12 > SHOWN
+    assert 'class="off-8 off-9 off-10 off-11"' in html.read_text()
+    text = (pictures / f"{section.anchor}-validation-accuracy-seconds.svg").read_text()
+    assert ".series-8, .series-9, .series-10, .series-11" in text and ".series-7" not in text
+    legend = (pictures / f"{section.anchor}-legend.svg").read_text()
+    assert [each.one.label in legend for each in section.series] == [True] * 8 + [False] * 4
+    assert f"{section.anchor}-legend.svg" in markdown.read_text()
 
 
 def test_short_keeps_both_ends():

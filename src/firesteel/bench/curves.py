@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +12,20 @@ import numpy as np
 from firesteel.bench import score
 from firesteel.bench.cells import median_cost
 from firesteel.bench.configurations import Configuration, families
-from firesteel.bench.figures import Picture, Series, axis_names, empty, plot, sentence, series, target_line, words
+from firesteel.bench.figures import (
+    SHOWN,
+    WIDTH,
+    Picture,
+    Series,
+    axis_names,
+    empty,
+    plot,
+    sentence,
+    series,
+    short,
+    target_line,
+    words,
+)
 from firesteel.bench.svg import MUTED, styled
 from firesteel.bench.tables import costs_by_method
 
@@ -47,7 +59,7 @@ def curves(group: Sequence[Series], x: str, y: str) -> Picture | None:
     """
     figure, axes = empty()
     ends = list[tuple[float, str]]()
-    reach, values = list[float](), list[float]()
+    reach, values = list[tuple[int, float]](), list[float]()
     for each in group:
         one = each.one
         runs = [run for run in (_points(result.column(x), result.column(y)) for result in one.results) if run.size]
@@ -55,20 +67,21 @@ def curves(group: Sequence[Series], x: str, y: str) -> Picture | None:
             continue
         _seeds(axes, runs, each)
         ends.append((float(np.median([run[-1, 1] for run in runs])), one.label))
-        reach.append(max(float(run[-1, 0]) for run in runs))
+        reach.append((each.number, max(float(run[-1, 0]) for run in runs)))
         values += [float(value) for run in runs for value in run[:, 1]]
-    if not ends or max(reach) <= 0:
+    if max((end for _, end in reach), default=0.0) <= 0:
         return None
     first = group[0].one
     unit = first.seconds if x == "seconds" else words(x)
-    _scale_x(axes, x, unit, reach)
+    cut = _scale_x(axes, x, unit, reach)
     _scale_y(axes, y, values)
     if y == first.metric and first.target is not None:
         target_line(axes, first.target)
     lower = y.endswith("loss")
     end, label = min(ends) if lower else max(ends)
-    about = f"{sentence(words(y))} over {unit}. {'Lowest' if lower else 'Highest'} at the end: {label} with {end:.4g}."
-    absent = [each.one.label for each in group if each.one.label not in {label for _, label in ends}]
+    about = f"{'Lowest' if lower else 'Highest'} at the end: {label} with {end:.4g}.{cut}"
+    drawn = {label for _, label in ends}
+    absent = [each.one.label for each in group if each.one.label not in drawn and any(run.points for run in each.one.results)]
     if absent:
         about += f" Not drawn, for want of figures: {', '.join(absent)}."
     return Picture(f"{y}-{x}".replace("_", "-"), f"{sentence(words(y))} over {unit}", about, figure)
@@ -112,10 +125,8 @@ def speed_up(group: Sequence[Series]) -> Picture | None:
         ends = [(one.workers or 0, gains[one.workers or 0], of[one.label]) for one in family if one.workers in gains]
         if len(ends) < 2:
             continue
-        for workers, gain, each in ends:
-            plot(axes, [workers], [gain], each)
-        for (n, gain, a), (m, more, b) in pairwise(ends):  # a line goes when either of its ends does
-            _ = axes.plot([n, m], [gain, more], color=a.colour, linewidth=1.7, gid=f"{a.gid} {b.gid}", zorder=1.9)
+        best = min((each for *_, each in ends), key=lambda each: each.number)
+        plot(axes, [workers for workers, *_ in ends], [gain for _, gain, _ in ends], best, gid=f"family-{best.family}")
         gained += [(gain, each.one.label) for _, gain, each in ends]
         counts |= set(gains)
     if not counts:
@@ -132,6 +143,20 @@ def speed_up(group: Sequence[Series]) -> Picture | None:
     unit = group[0].one.seconds
     about = f"{sentence(unit)} to the target with the fewest workers over those with more; dashed: the ideal."
     return Picture("speed-up", "Speed-up over workers", f"{about} Most: {max(gained)[1]}, {max(gained)[0]:.3g}.", figure)
+
+
+@styled
+def legend(group: Sequence[Series]) -> Picture:
+    """Lines and their names, for pictures that stand alone."""
+    figure, axes = empty(12 + 19 * math.ceil(len(group) / 2), 2 * WIDTH)
+    for place, each in enumerate(group):
+        x, y = place % 2, place // 2
+        plot(axes, [x, x + 0.03, x + 0.06], [y] * 3, each, markevery=[1])
+        _ = axes.text(x + 0.08, y, short(each.one.label, 56), va="center")
+    axes.set_xlim(-0.02, 2)
+    axes.set_ylim(math.ceil(len(group) / 2) - 0.4, -0.6)
+    axes.set_axis_off()
+    return Picture("legend", "Legend", "; ".join(each.one.label for each in group), figure)
 
 
 def methods(configurations: Sequence[Configuration]) -> tuple[Series, ...]:
@@ -174,17 +199,25 @@ def profile(drawn: Sequence[Series], configurations: Sequence[Configuration]) ->
     return Picture(f"profile-{kind.replace(' ', '-')}", f"Performance profile, {kind}", about, figure)
 
 
-def _scale_x(axes: Axes, x: str, unit: str, reach: Sequence[float]) -> None:
-    from matplotlib.ticker import EngFormatter
+def _scale_x(axes: Axes, x: str, unit: str, reach: Sequence[tuple[int, float]]) -> str:
+    """Room for those that are shown at first; returns what is to be said of the others."""
+    from matplotlib.ticker import EngFormatter, MaxNLocator
 
-    if max(reach) > 20 * float(np.median(reach)):
+    every = [end for _, end in reach]
+    shown = [end for number, end in reach if number < SHOWN] or every
+    cut = ""
+    if max(shown) > 20 * float(np.median(shown)):
         axes.set_xscale("log")  # one slow run would press all the others to the left edge
         unit += ", log scale"
-    elif axes.get_xlim()[0] > 0 or min(reach) > 0:
-        axes.set_xlim(left=0)
+    else:
+        axes.set_xlim(0, max(shown) * 1.03)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+        if max(every) > max(shown) * 1.03:
+            cut = f" The axis ends with the best {SHOWN}; others run on to {EngFormatter(places=0, sep='')(max(every))}."
     if x != "seconds":
         axes.xaxis.set_major_formatter(EngFormatter("B" if x == "bytes_sent" else "", sep=" " if x == "bytes_sent" else ""))
     axis_names(axes, unit)
+    return cut
 
 
 def _scale_y(axes: Axes, y: str, values: Sequence[float]) -> None:

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from firesteel.bench.configurations import Configuration
 
+SHOWN = 8
+"""How many configurations of a workload are drawn at first, the best of its ranking; the others wait in the legend."""
 WIDTH = 400
 """Of a picture, in the px that text has at this width: two stand side by side on a screen, one on a phone."""
 MARKERS = "os^Dv"
@@ -33,6 +35,8 @@ class Picture:
     about: str
     """How to read it, and its key figure."""
     figure: Figure
+    rows: bool = False
+    """Whether each configuration has a row: one that is not shown is then faded, where a line would go."""
 
     @property
     def width(self) -> int:
@@ -50,6 +54,8 @@ class Series:
 
     one: Configuration
     number: int
+    family: int
+    """The number of the best of those that differ from it in their workers alone."""
     hue: int
     shape: int
     width: float
@@ -81,7 +87,7 @@ def series(configurations: Sequence[Configuration]) -> tuple[Series, ...]:
     for number, one in enumerate(configurations):
         shape = 0 if one.workers is None else counts.index(one.workers)
         width = 1.7 if len(counts) < 2 else 1.2 + shape / (len(counts) - 1)
-        made.append(Series(one, number, hues[method[one.label]], shape, width))
+        made.append(Series(one, number, method[one.label], hues[method[one.label]], shape, width))
     return tuple(made)
 
 
@@ -135,9 +141,7 @@ def plot(axes: Axes, x: Any, y: Any, of: Series, **more: Any) -> None:
 def target_line(axes: Axes, target: float) -> None:
     _ = axes.axhline(target, color=INK, linewidth=0.9, linestyle=(0, (1.5, 2)))
     where = axes.get_yaxis_transform()
-    _ = axes.text(
-        0.995, target, f"target {target:g}", transform=where, ha="right", va="bottom", fontsize=10, color=INK, gid=HALO
-    )
+    _ = axes.text(0.01, target, f"target {target:g}", transform=where, va="bottom", fontsize=10, color=INK, gid=HALO)
 
 
 def axis_names(axes: Axes, below: str, above: str = "") -> None:

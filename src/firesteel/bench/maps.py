@@ -16,17 +16,22 @@ if TYPE_CHECKING:
 
 STRONGEST = 0.62
 """Of a cell's colour, so that its number can be read on it, in the light and in the dark."""
+MOST = 24  # configurations that a picture of all pairs has room for
 CELL_WIDTH, CELL_HEIGHT = 38, 25  # px: room for "0.987"
 
 
 @styled
-def efficiency(table: Table) -> Picture:
+def efficiency(table: Table) -> Picture | None:
     """E(a, b) for every two: blue where the row is better than the column, orange where it is worse, white at 1.
 
     Columns are the rows' numbers. Colours follow log E; the strongest is that of the largest factor, or of 1.1 if that is more.
     """
-    names = [row[0].text for row in table.rows]
-    values = [[cell.value for cell in row[1:]] for row in table.rows]
+    known = [place for place, row in enumerate(table.rows) if any(cell.value is not None for cell in row[1:])]
+    shown = known[:MOST]
+    names = [table.rows[i][0].text for i in shown]
+    values = [[table.rows[i][j + 1].value for j in shown] for i in shown]
+    if len(names) < 2:
+        return None
     factors = [abs(math.log(v)) for row in values for v in row if v is not None and v > 0 and math.isfinite(v)]
     largest = max([math.log(1.1), *factors])
     count = len(names)
@@ -46,6 +51,10 @@ def efficiency(table: Table) -> Picture:
     if found:
         value, i, j = max(found)
         about += f" Largest: {names[i]} over {names[j]}, {value:.3g}."
+    if len(known) < len(table.rows):
+        about += f" Without a curve: {', '.join(row[0].text for i, row in enumerate(table.rows) if i not in known)}."
+    if len(shown) < len(known):
+        about += f" The first {len(shown)} of {len(known)}; the table has all."
     return Picture("efficiency", "Temporal efficiency E(a, b)", about, figure)
 
 

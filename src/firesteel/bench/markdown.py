@@ -6,10 +6,12 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from firesteel.bench import curves
 from firesteel.bench.cells import Table
 from firesteel.bench.claims import VERDICTS
+from firesteel.bench.figures import SHOWN
 from firesteel.bench.report import Report, Section
-from firesteel.bench.svg import coloured
+from firesteel.bench.svg import coloured, draw
 
 FOLDER = "report-figures"
 MARKS = dict(zip(VERDICTS, ("✔", "✘", "=", "○"), strict=True))
@@ -21,11 +23,27 @@ def write(report: Report, drawings: Mapping[str, str], place: Path) -> list[Path
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.svg"):
         old.unlink()
-    for name, drawing in drawings.items():
-        _ = (folder / f"{name}.svg").write_text(coloured(drawing) + "\n", encoding="utf-8")
+    for section in report.sections:
+        for picture in (picture for subject in section.subjects for picture in subject.pictures):
+            name = f"{section.anchor}-{picture.name}"
+            text = coloured(drawings[name])
+            if not picture.rows and len(section.series) > SHOWN:
+                text = text.replace("</desc>", f"</desc><style>{_waiting(section)} {{ display: none }}</style>", 1)
+            _ = (folder / f"{name}.svg").write_text(text + "\n", encoding="utf-8")
+        if section.series:
+            made = curves.legend(section.series[:SHOWN])
+            text = coloured(draw(made.figure, f"{section.anchor}-legend", made.title, made.about))
+            _ = (folder / f"{section.anchor}-legend.svg").write_text(text + "\n", encoding="utf-8")
     file = place / "report.md"
     _ = file.write_text(render(report), encoding="utf-8")
     return [file, folder]
+
+
+def _waiting(section: Section) -> str:
+    """CSS selectors of what only the page shows, on demand."""
+    shown = {each.family for each in section.series[:SHOWN]}
+    families = sorted({each.family for each in section.series} - shown)
+    return ", ".join([*(f".{each.gid}" for each in section.series[SHOWN:]), *(f".family-{family}" for family in families)])
 
 
 def render(report: Report) -> str:
@@ -44,6 +62,9 @@ def _section(section: Section) -> list[str]:
     if section.claims:
         rows = [(f"{MARKS[c.verdict]} {c.verdict}", c.text, c.published, c.measured, c.why) for c in section.claims]
         blocks.append(_grid(("verdict", "claim", "published", "measured here", "why"), rows))
+    if section.series:
+        best = f", the best {SHOWN} of {len(section.series)}" if len(section.series) > SHOWN else ""
+        blocks.append(f"![Legend]({FOLDER}/{section.anchor}-legend.svg)\n\nLines{best}; report.html has all.")
     for subject in section.subjects:
         blocks += [f"### {plain(subject.title)}" if subject.title else ""]
         for picture in subject.pictures:

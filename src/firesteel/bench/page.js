@@ -25,6 +25,21 @@ function sort(head) {
   head.setAttribute("aria-sort", down ? "descending" : "ascending");
 }
 
+/* Long tables begin with their first eight rows, whichever these are by the order. */
+for (const table of document.querySelectorAll("table[data-long]")) {
+  const more = document.createElement("button");
+  const cut = (on) => {
+    table.classList.toggle("cut", on);
+    more.textContent = on ? `Show all ${table.tBodies[0].rows.length} rows` : "Show the first 8 rows";
+    more.setAttribute("aria-expanded", !on);
+  };
+  more.type = "button";
+  more.className = "more";
+  more.addEventListener("click", () => cut(!table.classList.contains("cut")));
+  table.parentElement.after(more);
+  cut(true);
+}
+
 /* Legends: a button shows or hides its series in all pictures of the section. */
 for (const legend of document.querySelectorAll(".legend")) {
   const section = legend.closest("section");

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from firesteel.bench import markdown
 from firesteel.bench.cells import Table
-from firesteel.bench.figures import Picture, Series
-from firesteel.bench.report import SHOWN, Report, Section, gather
+from firesteel.bench.figures import SHOWN, Picture, Series
+from firesteel.bench.report import Report, Section, gather
 from firesteel.bench.svg import COLOURS, DARK, LIGHT, PAGE, coloured, draw
 from firesteel.errors import UsageError
 
@@ -76,7 +76,7 @@ def _environment() -> Environment:
     made = Environment(
         loader=FunctionLoader(_file), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    made.globals |= {"file": _file, "numeric": numeric, "hidden": hidden, "hue": hue, "wide": wide}
+    made.globals |= {"file": _file, "numeric": numeric, "hidden": hidden, "hiding": hiding, "hue": hue, "wide": wide}
     return made
 
 
@@ -92,6 +92,16 @@ def numeric(table: Table) -> list[bool]:
 def hidden(section: Section) -> str:
     """The classes of a section that hide the series beyond the best."""
     return " ".join(f"off-{each.number}" for each in section.series[SHOWN:])
+
+
+def hiding(section: Section) -> list[str]:
+    """CSS selectors of what is not shown: lines of a series that is off, or of a family whose members all are."""
+    within = f"#{section.anchor}"
+    families: dict[int, str] = {}
+    for each in section.series:
+        families[each.family] = f"{families.get(each.family, '')}.off-{each.number}"
+    alone = [f"{within}.off-{each.number} .lines .series-{each.number}" for each in section.series]
+    return alone + [f"{within}{offs} .family-{family}" for family, offs in families.items()]
 
 
 def hue(series: Series) -> str:

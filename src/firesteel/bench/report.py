@@ -6,7 +6,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar, final
@@ -22,8 +22,6 @@ from firesteel.errors import UsageError
 
 T = TypeVar("T")
 Group = tuple[str, tuple[Configuration, ...]]  # a title, and the configurations of one workload and one kind of seconds
-SHOWN = 8
-"""How many configurations of a workload are drawn at first, the best of its ranking; the others wait in the legend."""
 
 
 @final
@@ -156,7 +154,8 @@ def _count(number: int, what: str) -> str:
 
 
 def _ranking(groups: Sequence[Group]) -> tuple[Subject, ...]:
-    return _filled([Subject("" if len(groups) == 1 else title, (), _some(tables.ranking(group))) for title, group in groups])
+    made = [(title, tables.ranking(group)) for title, group in groups]
+    return _filled([Subject("", (), (replace(table, title=f"Ranking: {title}"),)) for title, table in made if table])
 
 
 def _workload(number: int, title: str, group: tuple[Configuration, ...]) -> Section:
@@ -164,12 +163,18 @@ def _workload(number: int, title: str, group: tuple[Configuration, ...]) -> Sect
     drawn, metric = series(group), group[0].metric
     subjects = [
         Subject("Learning", curves.learning(drawn), ()),
-        Subject("Time to target", _some(strips.to_target(drawn)), _some(tables.to_target(group))),
-        Subject("Speed-up", _some(curves.speed_up(drawn)), _some(tables.speed_up(group))),
+        Subject(
+            "Time to target and speed-up",
+            (*_some(strips.to_target(drawn)), *_some(curves.speed_up(drawn))),
+            (*_some(tables.to_target(group)), *_some(tables.speed_up(group))),
+        ),
         Subject("Temporal efficiency", _some(efficiency and maps.efficiency(efficiency)), _some(efficiency), folded=True),
         Subject("Robustness", _some(robustness and maps.robustness(robustness, metric)), _some(robustness), folded=True),
-        Subject("Staleness", _some(strips.staleness(drawn)), _some(tables.staleness(group))),
-        Subject("Computing and waiting", _some(strips.gantt(drawn)), ()),
+        Subject(
+            "Staleness and waiting",
+            (*_some(strips.staleness(drawn)), *_some(strips.gantt(drawn))),
+            _some(tables.staleness(group)),
+        ),
     ]
     first = group[0]
     goal = "" if first.target is None else f", target {metric.replace('_', ' ')} {first.target:g}"
@@ -186,7 +191,8 @@ def _profiles(found: Sequence[Configuration]) -> Section:
 
 
 def _settings(groups: Sequence[Group]) -> tuple[Subject, ...]:
-    return _filled([Subject("" if len(groups) == 1 else title, (), _some(tables.settings(group))) for title, group in groups])
+    made = [(title, tables.settings(group)) for title, group in groups]
+    return _filled([Subject("", (), (replace(table, title=f"Settings: {title}"),)) for title, table in made if table])
 
 
 def _only(table: Table | None) -> tuple[Subject, ...]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from firesteel.bench import score, statistics
-from firesteel.bench.figures import Picture, Series, axis_names, empty, sentence, short, words
+from firesteel.bench.figures import SHOWN, Picture, Series, axis_names, empty, sentence, short, words
 from firesteel.bench.svg import HALO, INK, MUTED, WAITING, styled
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def to_target(group: Sequence[Series]) -> Picture | None:
     about = f"Bars: median of the seeds; dots: the seeds; hatched: {first.target:g} was not reached."
     about += f" First: {min(reached)[1]} after {min(reached)[0]:.3g} {first.seconds}." if reached else " Nobody reached it."
     title = f"{sentence(first.seconds)} to a {words(first.metric)} of {first.target:g}"
-    return Picture("to-target", title, about, figure)
+    return Picture("to-target", title, about, figure, rows=True)
 
 
 def _bar(axes: Axes, row: int, length: float, of: Series, hatched: bool) -> None:
@@ -76,11 +76,9 @@ def _bar(axes: Axes, row: int, length: float, of: Series, hatched: bool) -> None
 
 def _row(axes: Axes, row: float, of: Series, said: str, up: float = 0.12) -> None:
     """What stands over a bar: whose it is at the left, the figure at the right."""
-    where = axes.get_yaxis_transform()
-    _ = axes.text(
-        0, row - up, short(of.one.label, 60 - len(said)), transform=where, fontsize=10, color=INK, gid=f"{HALO} {of.gid}"
-    )
-    _ = axes.text(1, row - up, said, transform=where, fontsize=10, color=MUTED, ha="right", gid=f"{HALO} {of.gid}", zorder=0.9)
+    style: dict[str, Any] = {"transform": axes.get_yaxis_transform(), "fontsize": 10, "gid": HALO, "zorder": 0.9}
+    _ = axes.text(0, row - up, short(of.one.label, 60 - len(said)), color=INK, **style)
+    _ = axes.text(1, row - up, said, color=MUTED, ha="right", **style)
 
 
 def _rows(axes: Axes, count: int) -> None:
@@ -104,12 +102,12 @@ def staleness(group: Sequence[Series]) -> Picture | None:
         binned = np.bincount([tau // width for tau in pushes], list(pushes.values()))
         at = np.flatnonzero(binned)
         bars = axes.bar(
-            at * width + (width - 1) / 2, -0.6 * binned[at] / binned.max(), width * 0.86, bottom=row + 0.36, color=each.colour
+            at * width + (width - 1) / 2, -0.5 * binned[at] / binned.max(), width * 0.86, bottom=row + 0.36, color=each.colour
         )
         for bar in bars:
             bar.set_gid(each.gid)
-        _ = axes.plot([mean, mean], [row + 0.36, row - 0.24], color=INK, linewidth=1, gid=each.gid)
-        _row(axes, row, each, f"mean {mean:.2f}", 0.26)
+        _ = axes.plot([mean, mean], [row + 0.36, row - 0.14], color=INK, linewidth=1, gid=each.gid)
+        _row(axes, row, each, f"mean {mean:.2f}", 0.2)
         means.append((mean, each.one.label))
     _rows(axes, len(shown))
     axis_names(axes, "staleness: pushes merged since the sender pulled")
@@ -121,8 +119,8 @@ def staleness(group: Sequence[Series]) -> Picture | None:
 
 @styled
 def gantt(group: Sequence[Series]) -> Picture | None:
-    """A strip for each drawn worker of each configuration's first run that has them: computing, and waiting in a paler tone."""
-    drawn = [(each, result) for each in group for result in each.one.results[:1] if result.strips]
+    """A strip for each drawn worker, computing, and waiting in a paler tone: the first seeds of the best that have strips."""
+    drawn = [(each, result) for each in group for result in each.one.results[:1] if result.strips][:SHOWN]
     if not drawn:
         return None
     figure, axes = empty(36 + 13 * sum(1.6 + len(result.strips) for _, result in drawn))
@@ -145,4 +143,6 @@ def gantt(group: Sequence[Series]) -> Picture | None:
     axes.spines["left"].set_visible(False)
     axis_names(axes, group[0].one.seconds)
     about = "A slice of one run for each: a strip for each worker, coloured where it computes, pale where it waits. "
-    return Picture("gantt", "Computing and waiting", f"{about}Busiest: {max(busy)[1]}, {max(busy)[0]:.0%} computing.", figure)
+    return Picture(
+        "gantt", "Computing and waiting", f"{about}Busiest: {max(busy)[1]}, {max(busy)[0]:.0%} computing.", figure, rows=True
+    )

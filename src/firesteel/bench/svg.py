@@ -155,7 +155,7 @@ def _tidy(root: xml.Element, name: str) -> None:
         if HALO in found:
             for text in element.iter(f"{{{_SVG}}}text"):
                 text.set("style", f"{text.get('style')}; paint-order: stroke; stroke: {PAPER}; stroke-width: 3px")
-        if classes := [one for one in found if one.startswith("series-")]:
+        if classes := [one for one in found if one.startswith(("series-", "family-"))]:
             element.set("class", " ".join(classes))
         elif found and found[0] in used:
             element.set("id", f"{name}-{found[0]}")
