@@ -103,7 +103,7 @@ def _rows(one: Configuration, left: Sequence[Result], right: Sequence[Result], k
     if one.target is not None:
         cells = [until_target(side, "seconds", texts.digits) for side in sides]
         times = [[score.cost(run) for run in side.results] for side in sides]
-        verdict = statistics.verdict(*times, "left", "right")
+        verdict = statistics.verdict(times[0], times[1], "left", "right")
         found.append(_row(one, f"{kind} to {one.target:g}", cells, times, verdict))
     for name, of, shown in figures:
         values = [[of(run) for run in side.results] for side in sides]
