@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import itertools
 import math
 import os
 import sqlite3
@@ -89,59 +90,71 @@ def from_tensorboard(place: Path, tell: Tell) -> Iterator[Row | Bad]:
     """Rows of an event file, or of all in a folder; each folder of event files is a run.
 
     Every record's checksum is compared: a file that is cut off is an error, where TensorBoard itself shows what is left.
-    Seconds are counted from a run's first event, unless the run has a figure `seconds`.
+    Seconds are counted from a run's first event, unless Firesteel wrote the run.
     """
-    events = _needs("tensorboard.compat.proto.event_pb2")
-    stub = _needs("tensorboard.compat.tensorflow_stub.pywrap_tensorflow")
-    hparams = _needs("tensorboard.plugins.hparams.plugin_data_pb2")
-    tensors = _needs("tensorboard.util.tensor_util")
     files = [place] if place.is_file() else sorted(path for path in place.rglob("*tfevents*") if path.is_file())
     for folder in sorted({file.parent for file in files}):
-        name = folder.relative_to(place).as_posix() if place.is_dir() else place.parent.name
-        about: dict[str, Any] = {"run": folder.resolve().name if name == "." else name}
-        steps: dict[int, dict[str, Any]] = {}
-        times: dict[int, float] = {}
-        begin, others = math.inf, set[str]()
-        for file in (file for file in files if file.parent == folder):
-            reader, number = stub.PyRecordReader_New(str(file)), 0
-            while True:
-                number += 1
-                try:
-                    reader.GetNext()
-                    event = events.Event.FromString(reader.record())
-                except stub.errors.OutOfRangeError:
-                    break
-                except Exception as error:  # what a foreign file makes of lengths and messages has many names
-                    why = getattr(error, "message", None) or str(error) or type(error).__name__
-                    yield Bad(f"{file}, record {number}: no event of TensorBoard, or the file is cut off there ({why}).")
-                    break
-                begin = min(begin, event.wall_time)
-                for value in event.summary.value:
-                    if value.metadata.plugin_data.plugin_name == "hparams":
-                        told = hparams.HParamsPluginData.FromString(value.metadata.plugin_data.content)
-                        for key, each in told.session_start_info.hparams.items():
-                            about[key] = getattr(each, each.WhichOneof("kind") or "string_value")
-                    elif (scalar := _scalar(value, tensors)) is None:
-                        others.add(value.tag)
-                    elif value.tag in (at := steps.setdefault(event.step, {})):
-                        yield Bad(f"{file}, record {number}: {value.tag} has a second value at step {event.step}.")
-                    else:
-                        at[value.tag] = scalar
-                        times[event.step] = max(event.wall_time, times.get(event.step, 0.0))
-        if others:
-            tell(f"{folder}: left out, for they are no scalars: {', '.join(sorted(others))}.")
-        if OURS not in about:
-            for step, cells in steps.items():
-                steps[step] = {"step": step, "seconds": times[step] - begin} | cells
-        for step in sorted(steps):
-            yield Row(f"{folder}, step {step}", steps[step], about)
+        name = folder.name if folder == place or place.is_file() else folder.relative_to(place).as_posix()
+        yield from _of_tensorboard(folder, [file for file in files if file.parent == folder], name, tell)
 
 
-def _scalar(value: Any, tensors: Any) -> float | None:
+def _of_tensorboard(folder: Path, files: list[Path], name: str, tell: Tell) -> Iterator[Row | Bad]:
+    hparams = _needs("tensorboard.plugins.hparams.plugin_data_pb2")
+    about: dict[str, Any] = {}
+    steps: dict[int, dict[str, Any]] = {}
+    times: dict[int, float] = {}
+    begin, others = math.inf, set[str]()
+    for where, event in (each for file in files for each in _events(file)):
+        if isinstance(event, Bad):
+            yield event
+            continue
+        begin = min(begin, event.wall_time)
+        for value in event.summary.value:
+            if value.metadata.plugin_data.plugin_name == "hparams":
+                told = hparams.HParamsPluginData.FromString(value.metadata.plugin_data.content)
+                for key, each in told.session_start_info.hparams.items():
+                    about[key] = getattr(each, each.WhichOneof("kind") or "string_value")
+            elif (scalar := _scalar(value)) is None:
+                others.add(value.tag)
+            elif value.tag in (at := steps.setdefault(event.step, {})):
+                yield Bad(f"{where}: {value.tag} has a second value at step {event.step}.")
+            else:
+                at[value.tag] = scalar
+                times[event.step] = max(event.wall_time, times.get(event.step, 0.0))
+    if others:
+        tell(f"{folder}: left out, for they are no scalars: {', '.join(sorted(others))}.")
+    if not steps:
+        tell(f"{folder}: left out, for it has no scalars.")
+    ours, about["run"] = about.pop(OURS, None), name
+    for step in sorted(steps):
+        clock = {} if ours else {"step": step, "seconds": times[step] - begin}
+        yield Row(f"{folder}, step {step}", clock | steps[step], about)
+
+
+def _events(file: Path) -> Iterator[tuple[str, Any]]:
+    """Where and what; the last is Bad if the file does not end well."""
+    message = _needs("tensorboard.compat.proto.event_pb2").Event
+    stub = _needs("tensorboard.compat.tensorflow_stub.pywrap_tensorflow")
+    reader = stub.PyRecordReader_New(str(file))
+    for number in itertools.count(1):
+        where = f"{file}, record {number}"
+        try:
+            reader.GetNext()
+            event = message.FromString(reader.record())
+        except stub.errors.OutOfRangeError:
+            return
+        except Exception as error:  # what a foreign file makes of lengths and messages has many names
+            why = getattr(error, "message", None) or str(error) or type(error).__name__
+            yield where, Bad(f"{where}: no event of TensorBoard, or the file is cut off there ({why}).")
+            return
+        yield where, event
+
+
+def _scalar(value: Any) -> float | None:
     if value.HasField("simple_value"):
         return value.simple_value
     if value.HasField("tensor"):
-        array = tensors.make_ndarray(value.tensor)
+        array = _needs("tensorboard.util.tensor_util").make_ndarray(value.tensor)
         if array.size == 1 and array.dtype.kind in "fiu":
             return array.item()
     return None
@@ -150,7 +163,7 @@ def _scalar(value: Any, tensors: Any) -> float | None:
 def from_mlflow(uri: str, tell: Tell) -> Iterator[Row | Bad]:
     """Rows of all runs that MLflow keeps at `uri` and that have metrics.
 
-    Seconds are counted from the start of a run, unless it has a metric `seconds`.
+    Seconds are counted from the start of a run, unless Firesteel wrote it.
     """
     mlflow = _needs("mlflow")
     try:
@@ -172,8 +185,9 @@ def _pages(search: Any, **of: Any) -> Iterator[Any]:
 
 
 def _of_mlflow(client: Any, run: Any, uri: str, tell: Tell) -> Iterator[Row | Bad]:
-    about: dict[str, Any] = {"run": f"{run.info.run_name} {run.info.run_id[:8]}", **run.data.params}
-    where = f"{uri}, run {about['run']}"
+    name = f"{run.info.run_name} {run.info.run_id[:8]}"
+    about: dict[str, Any] = run.data.params | {"run": name}
+    ours, where = about.pop(OURS, None), f"{uri}, run {name}"
     steps: dict[int, dict[str, Any]] = {}
     times: dict[int, int] = {}
     for name in run.data.metrics:
@@ -187,8 +201,8 @@ def _of_mlflow(client: Any, run: Any, uri: str, tell: Tell) -> Iterator[Row | Ba
     if not steps:
         tell(f"{where}: left out, for it has no metrics.")
     for step in sorted(steps):
-        seconds = {} if OURS in about else {"step": step, "seconds": (times[step] - run.info.start_time) / 1000}
-        yield Row(f"{where}, step {step}", seconds | steps[step], about)
+        clock = {} if ours else {"step": step, "seconds": (times[step] - run.info.start_time) / 1000}
+        yield Row(f"{where}, step {step}", clock | steps[step], about)
 
 
 def is_database(place: Path) -> bool:

@@ -25,15 +25,15 @@ class Import:
       firesteel bench import logs/ --as tensorboard --out results --workload mnist-mlp --map accuracy=Accuracy/test
       firesteel bench import mlruns/ --as mlflow --out results --workload mnist-mlp
       firesteel bench import published:hermans-2017 --out results
-      firesteel bench import list --out results
 
-    Files are CSV with a header, JSON lines, TensorBoard's event files, or MLflow's runs; `list` shows the published results
-    that come with Firesteel. Columns such as seconds, time_ms, epoch, step, samples, bytes_sent, train_loss, val_acc, and run,
-    method, workers and seed of each row are known by their names; others need --map. Units are never guessed.
+    Files are CSV with a header, JSON lines, TensorBoard's event files, or MLflow's runs; `published:` alone tells the names of
+    the published results that come with Firesteel. Columns such as seconds, time_ms, epoch, step, samples, bytes_sent,
+    train_loss, val_acc, and run, method, workers and seed of each row are known by their names; others need --map. Units are
+    never guessed.
     """
 
     file: tyro.conf.Positional[str]
-    """A file, a folder of TensorBoard or MLflow, an MLflow tracking URI, published:NAME, or list."""
+    """A file, a folder of TensorBoard or MLflow, an MLflow tracking URI, or published:NAME."""
     out: str
     """The result folder; they go to OUT/external/NAME."""
     name: Annotated[str | None, tyro.conf.arg(name="as")] = None
@@ -72,11 +72,7 @@ class Import:
 
     def run(self) -> int:
         from firesteel.bench.external import PUBLISHED, import_file
-        from firesteel.bench.published import published
 
-        if self.file == "list":
-            print("\n".join(f"{PUBLISHED}{name}" for name in published()))
-            return 0
         name = self.name or re.sub(r"[^\w.+-]", "-", Path(self.file.removeprefix(PUBLISHED)).stem)
         results = import_file(
             self.file,
