@@ -61,6 +61,7 @@ def classic(master: str) -> Any:
         builder.master(master)
         .config("spark.driver.host", DRIVER)
         .config("spark.driver.bindAddress", DRIVER)
+        .config("spark.driver.memory", "4g")
         .config("spark.ui.enabled", "false")
         .config("spark.ui.showConsoleProgress", "false")
         .config("spark.log.level", "OFF")

@@ -200,10 +200,12 @@ def _exchange_seconds(numbers: int, workers: int, on: Any, settings: dict[str, A
     from firesteel.train import train
 
     rows = torch.zeros(2 * on.workers, 1)
+    # An output is one number, whatever the size: labels travel with the rows.
+    of_size = lambda: nn.Sequential(nn.Linear(1, numbers, bias=False), nn.AvgPool1d(numbers))  # noqa: E731
     plain = {name: value for name, value in settings.items() if name in ("validation", "progress", "seed")}
     run = train(
-        lambda: nn.Linear(1, numbers, bias=False),
-        (rows, torch.zeros(2 * on.workers, numbers)),
+        of_size,
+        (rows, torch.zeros(2 * on.workers, 1)),
         loss="mse",
         optimizer=SGD(lr=0.1),
         strategy=_Pushes(workers),
