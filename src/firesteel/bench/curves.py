@@ -185,7 +185,7 @@ def profile(drawn: Sequence[Series], configurations: Sequence[Configuration]) ->
     shares = score.performance_profile(costs, factors)
     for each in drawn:
         if each.one.label in names:
-            plot(axes, factors, shares[names.index(each.one.label)], each, drawstyle="steps-post")
+            plot(axes, factors, shares[names.index(each.one.label)], each, drawstyle="steps-post", marker="")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlim(left=1)

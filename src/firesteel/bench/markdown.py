@@ -27,8 +27,8 @@ def write(report: Report, drawings: Mapping[str, str], place: Path) -> list[Path
         for picture in (picture for subject in section.subjects for picture in subject.pictures):
             name = f"{section.anchor}-{picture.name}"
             text = coloured(drawings[name])
-            if not picture.rows and len(section.series) > SHOWN:
-                text = text.replace("</desc>", f"</desc><style>{_waiting(section)} {{ display: none }}</style>", 1)
+            if not picture.rows and (waiting := _waiting(section)):
+                text = text.replace("</desc>", f"</desc><style>{waiting} {{ display: none }}</style>", 1)
             _ = (folder / f"{name}.svg").write_text(text + "\n", encoding="utf-8")
         if section.series:
             made = curves.legend([each for each in section.series if each.shown])
