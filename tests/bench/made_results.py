@@ -87,13 +87,13 @@ def external(workload, method, seed=None) -> Result:
     return Result(header["id"], header, points, "finished")
 
 
-def folder(place: Path, seeds=3, methods=tuple(METHODS), workers=(1, 2, 4), name: str | None = None) -> Path:
-    """Two workloads, one of them also simulated with windows 1 to 40, one external run, one that failed, one that diverged."""
+def folder(place: Path, seeds=3, methods=tuple(METHODS), workers=(1, 2, 4), windows=(5, 40), name: str | None = None) -> Path:
+    """Two workloads, one of them also simulated with several windows, one external run, one that failed, one that diverged."""
     made = [trial(MNIST, method, n, seed) for method in methods for n in workers for seed in range(seeds)]
     made += [trial(DIGITS, method, n, seed) for method in methods for n in workers[-2:] for seed in range(seeds)]
-    for window in (1, 5, 10, 20, 40):
+    for window in windows:
         METHODS[f"AGN(window={window})"] = (1.25 - window / 100, 0.976 - window / 4000, 0.02 + 0.0016 * window, window)
-        made += [trial(DIGITS, f"AGN(window={window})", n, 0, virtual=True) for n in (2, 5, 10, 20, 40)]
+        made += [trial(DIGITS, f"AGN(window={window})", n, 0, virtual=True) for n in (2, *windows[1:])]
     lost = {"type": "WorkerLost", "message": "worker 1 on host-b was killed (exit 137: memory)."}
     made.append(trial(MNIST, "Downpour(window=1)", 4, 0, status="failed", error=lost))
     nan = {"type": "Diverged", "message": "the loss is NaN at step 1,200."}

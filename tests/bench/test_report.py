@@ -112,7 +112,11 @@ def test_sections_come_in_order_and_empty_ones_not_at_all(place, tmp_path):
     write(tmp_path / TRIALS / "1.jsonl", trial(MNIST, "SyncSGD()", 1, 0))
     alone = gather(tmp_path)
     assert [section.title for section in alone.sections] == ["Ranking", "MNIST, MLP", "Settings and environment"]
-    assert [subject.title for subject in alone.sections[1].subjects] == ["Learning", "Time to target and speed-up"]
+    assert [subject.title for subject in alone.sections[1].subjects] == [
+        "Learning",
+        "Time to target and speed-up",
+        "Staleness and waiting",
+    ]
     assert alone.title == tmp_path.name and alone.summary == "1 run, 1 configuration, 1 workload"
 
 

@@ -59,7 +59,7 @@ def curves(group: Sequence[Series], x: str, y: str) -> Picture | None:
     """
     figure, axes = empty()
     ends = list[tuple[float, str]]()
-    reach, values = list[tuple[int, float]](), list[float]()
+    reach, values = list[tuple[bool, float]](), list[float]()
     for each in group:
         one = each.one
         runs = [run for run in (_points(result.column(x), result.column(y)) for result in one.results) if run.size]
@@ -67,7 +67,7 @@ def curves(group: Sequence[Series], x: str, y: str) -> Picture | None:
             continue
         _seeds(axes, runs, each)
         ends.append((float(np.median([run[-1, 1] for run in runs])), one.label))
-        reach.append((each.number, max(float(run[-1, 0]) for run in runs)))
+        reach.append((each.shown, max(float(run[-1, 0]) for run in runs)))
         values += [float(value) for run in runs for value in run[:, 1]]
     if max((end for _, end in reach), default=0.0) <= 0:
         return None
@@ -185,7 +185,7 @@ def profile(drawn: Sequence[Series], configurations: Sequence[Configuration]) ->
     shares = score.performance_profile(costs, factors)
     for each in drawn:
         if each.one.label in names:
-            plot(axes, factors, shares[names.index(each.one.label)], each, drawstyle="steps-post")
+            plot(axes, factors, shares[names.index(each.one.label)], each, drawstyle="steps-post", marker="")
     axes.set_xscale("log", base=2)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.set_xlim(left=1)
@@ -199,21 +199,21 @@ def profile(drawn: Sequence[Series], configurations: Sequence[Configuration]) ->
     return Picture(f"profile-{kind.replace(' ', '-')}", f"Performance profile, {kind}", about, figure)
 
 
-def _scale_x(axes: Axes, x: str, unit: str, reach: Sequence[tuple[int, float]]) -> str:
+def _scale_x(axes: Axes, x: str, unit: str, reach: Sequence[tuple[bool, float]]) -> str:
     """Room for those that are shown at first; returns what is to be said of the others."""
     from matplotlib.ticker import EngFormatter, MaxNLocator
 
     every = [end for _, end in reach]
-    shown = [end for number, end in reach if number < SHOWN] or every
+    shown = [end for drawn, end in reach if drawn] or every
     cut = ""
     if max(shown) > 20 * float(np.median(shown)):
         axes.set_xscale("log")  # one slow run would press all the others to the left edge
         unit += ", log scale"
     else:
         axes.set_xlim(0, max(shown) * 1.03)
-        axes.xaxis.set_major_locator(MaxNLocator(6))
+        axes.xaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
         if max(every) > max(shown) * 1.03:
-            cut = f" The axis ends with the best {SHOWN}; others run on to {EngFormatter(places=0, sep='')(max(every))}."
+            cut = f" The axis ends where the best {SHOWN} end; others run on to {EngFormatter(places=0, sep='')(max(every))}."
     if x != "seconds":
         axes.xaxis.set_major_formatter(EngFormatter("B" if x == "bytes_sent" else "", sep=" " if x == "bytes_sent" else ""))
     axis_names(axes, unit)

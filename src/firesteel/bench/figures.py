@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from firesteel.bench.configurations import Configuration
 
 SHOWN = 8
-"""How many configurations of a workload are drawn at first, the best of its ranking; the others wait in the legend."""
+"""How many configurations of a workload are drawn at first, the best of its ranking, and what is somebody else's; the others
+wait in the legend."""
 WIDTH = 400
 """Of a picture, in the px that text has at this width: two stand side by side on a screen, one on a phone."""
 MARKERS = "os^Dv"
@@ -60,6 +61,11 @@ class Series:
     shape: int
     width: float
     """Of its line, in px."""
+
+    @property
+    def shown(self) -> bool:
+        """Whether it is drawn at first."""
+        return self.number < SHOWN or self.one.external
 
     @property
     def gid(self) -> str:

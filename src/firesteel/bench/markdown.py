@@ -27,11 +27,11 @@ def write(report: Report, drawings: Mapping[str, str], place: Path) -> list[Path
         for picture in (picture for subject in section.subjects for picture in subject.pictures):
             name = f"{section.anchor}-{picture.name}"
             text = coloured(drawings[name])
-            if not picture.rows and len(section.series) > SHOWN:
-                text = text.replace("</desc>", f"</desc><style>{_waiting(section)} {{ display: none }}</style>", 1)
+            if not picture.rows and (waiting := _waiting(section)):
+                text = text.replace("</desc>", f"</desc><style>{waiting} {{ display: none }}</style>", 1)
             _ = (folder / f"{name}.svg").write_text(text + "\n", encoding="utf-8")
         if section.series:
-            made = curves.legend(section.series[:SHOWN])
+            made = curves.legend([each for each in section.series if each.shown])
             text = coloured(draw(made.figure, f"{section.anchor}-legend", made.title, made.about))
             _ = (folder / f"{section.anchor}-legend.svg").write_text(text + "\n", encoding="utf-8")
     file = place / "report.md"
@@ -41,9 +41,11 @@ def write(report: Report, drawings: Mapping[str, str], place: Path) -> list[Path
 
 def _waiting(section: Section) -> str:
     """CSS selectors of what only the page shows, on demand."""
-    shown = {each.family for each in section.series[:SHOWN]}
+    shown = {each.family for each in section.series if each.shown}
     families = sorted({each.family for each in section.series} - shown)
-    return ", ".join([*(f".{each.gid}" for each in section.series[SHOWN:]), *(f".family-{family}" for family in families)])
+    return ", ".join(
+        [*(f".{each.gid}" for each in section.series if not each.shown), *(f".family-{family}" for family in families)]
+    )
 
 
 def render(report: Report) -> str:

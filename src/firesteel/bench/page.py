@@ -91,7 +91,7 @@ def numeric(table: Table) -> list[bool]:
 
 def hidden(section: Section) -> str:
     """The classes of a section that hide the series beyond the best."""
-    return " ".join(f"off-{each.number}" for each in section.series[SHOWN:])
+    return " ".join(f"off-{each.number}" for each in section.series if not each.shown)
 
 
 def hiding(section: Section) -> list[str]:

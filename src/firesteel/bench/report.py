@@ -159,7 +159,7 @@ def _ranking(groups: Sequence[Group]) -> tuple[Subject, ...]:
 
 
 def _workload(number: int, title: str, group: tuple[Configuration, ...]) -> Section:
-    efficiency, robustness = tables.efficiency(group), tables.robustness(group)
+    efficiency, robustness = tables.efficiency(group) if len(group) > 1 else None, tables.robustness(group)
     drawn, metric = series(group), group[0].metric
     subjects = [
         Subject("Learning", curves.learning(drawn), ()),

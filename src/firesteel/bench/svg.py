@@ -170,5 +170,6 @@ def _tidy(root: xml.Element, name: str) -> None:
                 element.set("href", value.replace("#", f"#{name}-"))
             elif key == "transform" and value.startswith("rotate(-0 "):
                 del element.attrib[key]
-            elif key == "d":
-                element.set(key, " ".join(value.split()))
+            elif key == "d":  # a tenth of a px is enough
+                short = re.sub(r"-?\d+\.\d\d", lambda number: f"{float(number[0]):.1f}".removesuffix(".0"), value)
+                element.set(key, " ".join(short.split()))
