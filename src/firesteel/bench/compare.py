@@ -50,10 +50,9 @@ def tables(left: str | Path, right: str | Path, skip_bad: Callable[[str], None] 
     Results belong together that differ in nothing but seed, versions and machine; where the machine differs, the table says so.
     """
     sides = [read(folder, skip_bad) for folder in (left, right)]
-    bare = [[_bare(result) for result in side] for side in sides]
-    mine = {id(result) for result in bare[0]}
-    found = configurations([*bare[0], *bare[1]])
-    parted = [(one, *(tuple(r for r in one.results if (id(r) in mine) is own) for own in (True, False))) for one in found]
+    found = configurations(_bare(result, name) for name, side in zip(SIDES, sides, strict=True) for result in side)
+    of = lambda one, side: tuple(r for r in one.results if r.header["environment"]["side"] == side)  # noqa: E731
+    parted = [(one, *(of(one, side) for side in SIDES)) for one in found]
     both = {one.label: (a, b) for one, a, b in parted if a and b}
     machines = [", ".join(dict.fromkeys(filter(None, map(_machine, side)))) for side in sides]
     note = "" if machines[0] == machines[1] else f" Left ran on {machines[0] or '-'}, right on {machines[1] or '-'}."
@@ -82,9 +81,12 @@ def tables(left: str | Path, right: str | Path, skip_bad: Callable[[str], None] 
 COLUMNS = ("configuration", "figure", "left", "right", "right / left", "verdict")
 
 
-def _bare(result: Result) -> Result:
-    """Without its machine and versions, which are what a comparison is often about."""
-    return replace(result, header={**result.header, "environment": {}})
+SIDES = ("left", "right")
+
+
+def _bare(result: Result, side: str) -> Result:
+    """Without its machine and versions, which are what a comparison is often about; with the side on which it stands."""
+    return replace(result, header={**result.header, "environment": {"side": side}})
 
 
 def _machine(result: Result) -> str:
