@@ -22,7 +22,7 @@ def test_import(tmp_path, monkeypatch, capsys):
     (result,) = read("out")
     assert result.points == ({"seconds": 1.5, "validation_accuracy": 0.975}, {"seconds": 3.0, "validation_accuracy": 0.985})
     assert (result.method, result.workers, result.virtual, result.workload) == ("DDP", 4, True, "mnist-mlp")
-    assert "1 runs -> out/external/gpu" in capsys.readouterr().err
+    assert "runs 1 -> out/external/gpu" in capsys.readouterr().err
     assert tyro.cli(Import, args=["published:su-chen-2015", "--out", "out"]).run() == 0
     assert len(read("out")) == 3 and (tmp_path / "out/external/su-chen-2015/0002.jsonl").exists()
 
@@ -48,4 +48,4 @@ def test_export(tmp_path, capsys):
     assert Import("published:hermans-2017", str(tmp_path / "out")).run() == 0
     assert tyro.cli(Export, args=[str(tmp_path / "out"), "--to", "tensorboard", "--out", str(tmp_path / "logs")]).run() == 0
     assert len(list((tmp_path / "logs").glob("*/*tfevents*"))) == 8
-    assert "8 runs -> " in capsys.readouterr().err
+    assert "runs 8 -> " in capsys.readouterr().err

@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any, final
 
 from firesteel.bench.columns import FACTS, ORDER, Column, assign, is_accuracy
@@ -164,7 +165,7 @@ def _figure(column: Column, row: Row) -> float | None:
     raw = _number(row.cells[column.name], column.name)
     if raw is None:
         return None
-    value = raw if column.factor == 1 else raw * column.factor.numerator / column.factor.denominator
+    value = raw if column.factor == 1 else float(Fraction(str(raw)) * column.factor)  # 98.18 per cent is 0.9818
     if column.known and is_accuracy(column.field):
         if raw > 1 and column.factor == 1:
             raise UsageError(f"{row.where}, column {column.name!r}: {raw:g} is more than 1; if these are per cent, say --unit "

@@ -57,5 +57,5 @@ class Export:
                 _ = to_mlflow(result, self.experiment, place)
             else:
                 to_tensorboard(result, Path(place) / result.id)
-        print(f"{len(results)} runs -> {place}", file=sys.stderr)
+        print(f"runs {len(results)} -> {place}", file=sys.stderr)
         return 0

@@ -95,8 +95,8 @@ class Import:
         )
         for result in results:
             figures = ", ".join(dict.fromkeys(figure for point in result.points for figure in point)) or "no figures"
-            print(f"  {result.id}: {result.method}, {len(result.points)} points: {figures}", file=sys.stderr)
-        print(f"{len(results)} runs -> {Path(self.out) / 'external' / name}", file=sys.stderr)
+            print(f"  {result.id}: {result.method}, points {len(result.points)}: {figures}", file=sys.stderr)
+        print(f"runs {len(results)} -> {Path(self.out) / 'external' / name}", file=sys.stderr)
         return 0
 
 
