@@ -50,18 +50,16 @@ def tables(left: str | Path, right: str | Path, skip_bad: Callable[[str], None] 
     Results belong together that differ in nothing but seed, versions and machine; where the machine differs, the table says so.
     """
     sides = [read(folder, skip_bad) for folder in (left, right)]
-    bare = [[_bare(result) for result in side] for side in sides]
-    mine = {id(result) for result in bare[0]}
-    found = configurations([*bare[0], *bare[1]])
-    parted = [(one, *(tuple(r for r in one.results if (id(r) in mine) is own) for own in (True, False))) for one in found]
-    both = {one.label: (a, b) for one, a, b in parted if a and b}
+    found = configurations(_bare(result, name) for name, side in zip(SIDES, sides, strict=True) for result in side)
+    parted = [(one, *(tuple(r for r in one.results if r.id.startswith(name)) for name in SIDES)) for one in found]
+    both = {(one.workload, one.label): (a, b) for one, a, b in parted if a and b}
     machines = [", ".join(dict.fromkeys(filter(None, map(_machine, side)))) for side in sides]
     note = "" if machines[0] == machines[1] else f" Left ran on {machines[0] or '-'}, right on {machines[1] or '-'}."
     made = list[Table]()
     for workload in dict.fromkeys(one.workload for one, a, b in parted if a and b):
         shared = [one for one, a, b in parted if a and b and one.workload == workload]
         for kind, members in by_seconds(shared).items():
-            rows = [row for one in members for row in _rows(one, *both[one.label], kind)]
+            rows = [row for one in members for row in _rows(one, *both[workload, one.label], kind)]
             about = f"Left: {left}. Right: {right}. Medians over seeds.{note}"
             made.append(Table(f"{workload}, {kind}", about, COLUMNS, tuple(rows)))
     alone = [
@@ -79,12 +77,13 @@ def tables(left: str | Path, right: str | Path, skip_bad: Callable[[str], None] 
     return made
 
 
+SIDES = ("left ", "right ")
 COLUMNS = ("configuration", "figure", "left", "right", "right / left", "verdict")
 
 
-def _bare(result: Result) -> Result:
-    """Without its machine and versions, which are what a comparison is often about."""
-    return replace(result, header={**result.header, "environment": {}})
+def _bare(result: Result, side: str) -> Result:
+    """Without its machine and versions, which are what a comparison is often about; its side stands before its id."""
+    return replace(result, id=f"{side}{result.id}", header={**result.header, "environment": {}})
 
 
 def _machine(result: Result) -> str:
@@ -103,7 +102,7 @@ def _rows(one: Configuration, left: Sequence[Result], right: Sequence[Result], k
     if one.target is not None:
         cells = [until_target(side, "seconds", texts.digits) for side in sides]
         times = [[score.cost(run) for run in side.results] for side in sides]
-        verdict = statistics.verdict(*times, "left", "right")
+        verdict = statistics.verdict(times[0], times[1], "left", "right")
         found.append(_row(one, f"{kind} to {one.target:g}", cells, times, verdict))
     for name, of, shown in figures:
         values = [[of(run) for run in side.results] for side in sides]

@@ -11,14 +11,15 @@ import io
 import re
 import xml.etree.ElementTree as xml
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from firesteel.errors import UsageError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-P, R = ParamSpec("P"), TypeVar("R")
+P = ParamSpec("P")
+R = TypeVar("R")
 
 LIGHT = {
     "paper": "#ffffff",
@@ -56,7 +57,7 @@ SERIES = [_STAND_IN[f"series-{k}"] for k in range(COLOURS)]
 PAGE = {name: f"var(--{name})" for name in LIGHT}
 """For SVG within a page that says what --ink is."""
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "text.parse_math": False,  # names of methods are text, dollars and all
     "font.size": 11,
