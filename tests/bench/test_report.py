@@ -34,7 +34,9 @@ CLAIMS = [
 @pytest.fixture(scope="module")
 def place(tmp_path_factory) -> Path:
     """A small folder with a bit of everything, and its report."""
-    path = folder(tmp_path_factory.mktemp("bench"), seeds=2, methods=("SyncSGD()", "AGN(window=12)"), name=ATTACK)
+    path = folder(
+        tmp_path_factory.mktemp("bench"), seeds=2, methods=("SyncSGD()", "AGN(window=12)"), workers=(2, 4), name=ATTACK
+    )
     told = {"title": f"Title {ATTACK}", "about": "First\nparagraph.\n\nSecond.", "recipe": "r.py", "claims": CLAIMS}
     (path / "bench.json").write_text(json.dumps(told))
     report(path, date="2026-01-02")

@@ -51,16 +51,15 @@ def tables(left: str | Path, right: str | Path, skip_bad: Callable[[str], None] 
     """
     sides = [read(folder, skip_bad) for folder in (left, right)]
     found = configurations(_bare(result, name) for name, side in zip(SIDES, sides, strict=True) for result in side)
-    of = lambda one, side: tuple(r for r in one.results if r.header["environment"]["side"] == side)  # noqa: E731
-    parted = [(one, *(of(one, side) for side in SIDES)) for one in found]
-    both = {one.label: (a, b) for one, a, b in parted if a and b}
+    parted = [(one, *(tuple(r for r in one.results if r.id.startswith(name)) for name in SIDES)) for one in found]
+    both = {(one.workload, one.label): (a, b) for one, a, b in parted if a and b}
     machines = [", ".join(dict.fromkeys(filter(None, map(_machine, side)))) for side in sides]
     note = "" if machines[0] == machines[1] else f" Left ran on {machines[0] or '-'}, right on {machines[1] or '-'}."
     made = list[Table]()
     for workload in dict.fromkeys(one.workload for one, a, b in parted if a and b):
         shared = [one for one, a, b in parted if a and b and one.workload == workload]
         for kind, members in by_seconds(shared).items():
-            rows = [row for one in members for row in _rows(one, *both[one.label], kind)]
+            rows = [row for one in members for row in _rows(one, *both[workload, one.label], kind)]
             about = f"Left: {left}. Right: {right}. Medians over seeds.{note}"
             made.append(Table(f"{workload}, {kind}", about, COLUMNS, tuple(rows)))
     alone = [
@@ -78,15 +77,13 @@ def tables(left: str | Path, right: str | Path, skip_bad: Callable[[str], None] 
     return made
 
 
+SIDES = ("left ", "right ")
 COLUMNS = ("configuration", "figure", "left", "right", "right / left", "verdict")
 
 
-SIDES = ("left", "right")
-
-
 def _bare(result: Result, side: str) -> Result:
-    """Without its machine and versions, which are what a comparison is often about; with the side on which it stands."""
-    return replace(result, header={**result.header, "environment": {"side": side}})
+    """Without its machine and versions, which are what a comparison is often about; its side stands before its id."""
+    return replace(result, id=f"{side}{result.id}", header={**result.header, "environment": {}})
 
 
 def _machine(result: Result) -> str:
