@@ -51,7 +51,7 @@ def workloads() -> list[Workload]:
     mlp, vgg, lstm = workload("mnist-mlp"), workload("cifar10-vgg16"), workload("mnist-lstm")
     return [
         replace(mlp, name="mnist-mlp, 6,000 rows", rows=6_000, target=0.93, budget=Budget(10), points_per_epoch=1),
-        replace(vgg, name="cifar10-vgg16, 500 rows", rows=500, target=0.25, budget=Budget(6), points_per_epoch=1),
+        replace(vgg, name="cifar10-vgg16, 400 rows", rows=400, target=0.25, budget=Budget(4), points_per_epoch=1),
         replace(lstm, name="mnist-lstm, 2,000 rows", rows=2_000, target=0.80, budget=Budget(8), points_per_epoch=1),
     ]
 
