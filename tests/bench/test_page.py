@@ -153,7 +153,7 @@ def test_a_legend_button_hides_its_series_in_all_pictures_of_the_section(opened)
     page = opened()
     section = page.locator("section:has(.legend)").first
     drawn, rows = section.locator(".lines .series-0"), section.locator(".rows .series-0")
-    faint = "all => all.filter(one => getComputedStyle(one).opacity < 0.5).length"
+    faint = "all => all.filter(one => getComputedStyle(one).fillOpacity < 0.5).length"
     assert drawn.count() > 10 and drawn.evaluate_all(SHOWN) == drawn.count()
     assert rows.count() > 3 and rows.evaluate_all(faint) == 0
     elsewhere = page.locator("section:has(.legend)").nth(1).locator(".lines .series-0")
