@@ -21,7 +21,7 @@ from firesteel.bench.results import Result, read, workloads
 from firesteel.errors import UsageError
 
 T = TypeVar("T")
-Group = tuple[str, tuple[Configuration, ...]]  # a title, and the configurations of one workload and one kind of seconds
+Group = tuple[str, Sequence[Configuration]]  # a title, and the configurations of one workload and one kind of seconds
 
 
 @final
@@ -158,7 +158,7 @@ def _ranking(groups: Sequence[Group]) -> tuple[Subject, ...]:
     return _filled([Subject("", (), (replace(table, title=f"Ranking: {title}"),)) for title, table in made if table])
 
 
-def _workload(number: int, title: str, group: tuple[Configuration, ...]) -> Section:
+def _workload(number: int, title: str, group: Sequence[Configuration]) -> Section:
     efficiency, robustness = tables.efficiency(group) if len(group) > 1 else None, tables.robustness(group)
     drawn, metric = series(group), group[0].metric
     subjects = [

@@ -91,9 +91,10 @@ def _rows(axes: Axes, count: int) -> None:
 @styled
 def staleness(group: Sequence[Series]) -> Picture | None:
     """A histogram for each configuration with a server: which share of its pushes met a center how many pushes older."""
-    shown = [(each, pushes) for each in group if (pushes := score.staleness_counts(each.one.results))]
-    if not shown:
+    known = [(each, pushes) for each in group if (pushes := score.staleness_counts(each.one.results))]
+    if not known:
         return None
+    shown = known[: 2 * SHOWN]
     figure, axes = empty(44 + 46 * len(shown))
     means = list[tuple[float, str]]()
     width = max(1, math.ceil((1 + max(max(pushes) for _, pushes in shown)) / 60))
@@ -112,9 +113,10 @@ def staleness(group: Sequence[Series]) -> Picture | None:
     _rows(axes, len(shown))
     axis_names(axes, "staleness: pushes merged since the sender pulled")
     about = f"Share of the pushes by their staleness, all seeds together; the line is the mean. Least stale: {min(means)[1]}, "
-    return Picture(
-        "staleness", "Staleness", f"{about}mean {min(means)[0]:.2f}; most: {max(means)[1]}, {max(means)[0]:.2f}.", figure
-    )
+    about += f"mean {min(means)[0]:.2f}; most: {max(means)[1]}, {max(means)[0]:.2f}."
+    if len(shown) < len(known):
+        about += f" The first {len(shown)} of {len(known)}; the table has all."
+    return Picture("staleness", "Staleness", about, figure, rows=True)
 
 
 @styled
