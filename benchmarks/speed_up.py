@@ -123,8 +123,8 @@ def main() -> None:
             "`make bench-speed-up`. *data*: SyncSGD; *model*: NeuronParallel, convolutions whole and the head split. Random "
             "inputs of MNIST's and CIFAR-10's shapes: 784-1024-1024-10, VGG-11 of a quarter of its width, and recurrent "
             "networks of 256 units over 28 steps.",
-            f"Measured with two workers of this machine's two cores ({MEASURED_ROWS:,} rows, {REPETITIONS} repetitions in turn), "
-            "and predicted:",
+            f"Measured with two workers of this machine's two cores ({MEASURED_ROWS:,} rows, {REPETITIONS} repetitions "
+            "in turn), and predicted:",
             report.table(["", "measured", "range", "predicted"], here),
             f"Simulated, {ROWS:,} rows, each worker a host of its own behind 10 Gbit/s with 50 us of latency (assumed; "
             "computing as calibrated here):",
