@@ -43,7 +43,7 @@ from firesteel.bench.workload import Budget, Workload, workload
 from firesteel.models import MLP
 
 PUBLISHED = {"hermans-2017": {}, "dist-keras": {}}
-COUNTS = WINDOWS = (10, 20, 30, 40)
+COUNTS, WINDOWS = (10, 20, 40), (10, 20, 30, 40)
 RATE = 0.05
 METHODS = {"Downpour": Downpour, "AEASGD": AEASGD, "EAMSGD": EAMSGD, "DynSGD": DynSGD, "AGN": AGN, "ADAG": ADAG}
 MOMENTA = (2, 4, 8, 16)
