@@ -78,7 +78,7 @@ def robustness(table: Table, metric: str) -> Picture:
 def _grid(rows: list[str], columns: list[str], texts: list[list[str]]) -> tuple:
     """Axes with a cell for each text."""
     rows = [short(name, 40) for name in rows]
-    widest = max(len(text) for line in texts for text in line)
+    widest = max(len(text) for line in [columns, *texts] for text in line)
     cell = max(CELL_WIDTH, 6.6 * widest + 8)
     labels = 6.7 * max(map(len, rows)) + 12
     figure, axes = empty(
