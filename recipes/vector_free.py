@@ -51,14 +51,14 @@ def workloads() -> list[Workload]:
     mlp, vgg, lstm = workload("mnist-mlp"), workload("cifar10-vgg16"), workload("mnist-lstm")
     return [
         replace(mlp, name="mnist-mlp, 6,000 rows", rows=6_000, target=0.93, budget=Budget(10), points_per_epoch=1),
-        replace(vgg, name="cifar10-vgg16, 400 rows", rows=400, target=0.25, budget=Budget(4), points_per_epoch=1),
-        replace(lstm, name="mnist-lstm, 2,000 rows", rows=2_000, target=0.80, budget=Budget(8), points_per_epoch=1),
+        replace(vgg, name="cifar10-vgg16, 300 rows", rows=300, target=0.2, budget=Budget(4), points_per_epoch=1),
+        replace(lstm, name="mnist-lstm, 1,000 rows", rows=1_000, target=0.60, budget=Budget(8), points_per_epoch=1),
     ]
 
 
 def pairs(each: Workload, on: Local | Spark | Simulated, seed: int) -> list[Trial]:
     """Each method with the heuristic and without, as many passes over the rows as the budget has (L-BFGS: iterations)."""
-    iterations = 3 * each.budget.epochs
+    iterations = 2 * each.budget.epochs
     rate = RATES[each.name.partition(",")[0]]
     on_, off = Heuristic("vector-free", True), Heuristic("vector-free", False)
     return [
