@@ -31,6 +31,7 @@ from firesteel.bench.tables import costs_by_method
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
 
 def learning(group: Sequence[Series]) -> tuple[Picture, ...]:
@@ -208,6 +209,7 @@ def _scale_x(axes: Axes, x: str, unit: str, reach: Sequence[tuple[bool, float]])
     cut = ""
     if max(shown) > 20 * float(np.median(shown)):
         axes.set_xscale("log")  # one slow run would press all the others to the left edge
+        _plain(axes.xaxis)
         unit += ", log scale"
     else:
         axes.set_xlim(0, max(shown) * 1.03)
@@ -220,10 +222,19 @@ def _scale_x(axes: Axes, x: str, unit: str, reach: Sequence[tuple[bool, float]])
     return cut
 
 
+def _plain(axis: Axis) -> None:
+    """Numbers where a logarithmic axis would have powers of ten, which need mathematical type."""
+    from matplotlib.ticker import NullFormatter
+
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter(NullFormatter())
+
+
 def _scale_y(axes: Axes, y: str, values: Sequence[float]) -> None:
     name = words(y)
     if y.endswith("loss") and min(values) > 0 and max(values) > 30 * min(values):
         axes.set_yscale("log")
+        _plain(axes.yaxis)
         name += ", log scale"
     axes.grid(axis="y")
     _ = axes.set_title(name, loc="left", fontsize=10.5, color=MUTED, pad=7)

@@ -159,7 +159,8 @@ def _ranking(groups: Sequence[Group]) -> tuple[Subject, ...]:
 
 
 def _workload(number: int, title: str, group: Sequence[Configuration]) -> Section:
-    efficiency, robustness = tables.efficiency(group) if len(group) > 1 else None, tables.robustness(group)
+    efficiency, smoothed = (tables.efficiency(group, form) if len(group) > 1 else None for form in (False, True))
+    robustness = tables.robustness(group)
     drawn, metric = series(group), group[0].metric
     subjects = [
         Subject("Learning", curves.learning(drawn), ()),
@@ -168,7 +169,12 @@ def _workload(number: int, title: str, group: Sequence[Configuration]) -> Sectio
             (*_some(strips.to_target(drawn)), *_some(curves.speed_up(drawn))),
             (*_some(tables.to_target(group)), *_some(tables.speed_up(group))),
         ),
-        Subject("Temporal efficiency", _some(efficiency and maps.efficiency(efficiency)), _some(efficiency), folded=True),
+        Subject(
+            "Temporal efficiency",
+            _some(efficiency and maps.efficiency(efficiency)),
+            (*_some(efficiency), *_some(smoothed)),
+            folded=True,
+        ),
         Subject("Robustness", _some(robustness and maps.robustness(robustness, metric)), _some(robustness), folded=True),
         Subject(
             "Staleness and waiting",

@@ -209,7 +209,7 @@ def robustness(configurations: Sequence[Configuration]) -> Table | None:
         ("configuration", "window", *map(texts.workers, counts)),
         tuple(
             row(family[0], label, number(_window(family[0]), texts.count), *(cell(family, n) for n in counts))
-            for label, family in rows.items()
+            for label, family in sorted(rows.items(), key=lambda each: (each[1][0].strategy or "", _window(each[1][0]) or 0))
         ),
     )
 
