@@ -6,12 +6,14 @@ Results are kept in results/RECIPE; with --stored nothing is run, and the page i
 from __future__ import annotations
 
 import argparse
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 from benchmarks import report
 from firesteel.bench import recipe, results, tables
+from firesteel.bench.child import file_of
 from firesteel.bench.configurations import configurations
 from firesteel.cli.bench import conclude
 
@@ -32,12 +34,13 @@ def section(found: recipe.Recipe, folder: Path) -> str:
     failed = [r for r in own if r.status == "failed"]
     ran = [r for r in own if not r.external]
     machine = ran[0].header["environment"]
+    commits = ", ".join(dict.fromkeys(str(r.header["environment"]["git"]) for r in ran))
     return "\n\n".join(
         [
             f"## {found.title}",
             found.about,
             f"{len(ran)} trials, {len(failed)} failed; `firesteel bench report {folder.relative_to(ROOT)}` draws them. "
-            f"Commit {machine['git']}, torch {machine['torch']}, {machine['cores']} cores of {machine['cpu']}.",
+            f"Commits {commits}; torch {machine['torch']}, {machine['cores']} cores of {machine['cpu']}.",
             report.table(["claim", "published", "measured here", "verdict"], rows),
             "\n".join(heads),
         ]
@@ -49,12 +52,18 @@ def main() -> None:
     flags.add_argument("--stored", action="store_true", help="run nothing")
     flags.add_argument("--only", choices=RECIPES, action="append", help="this one (may be given several times)")
     given = flags.parse_args()
+    os.chdir(ROOT)
     for name in given.only or RECIPES:
         path, folder = f"recipes/{name}.py", ROOT / "results" / name
         if not given.stored:
             command = [sys.executable, "-m", "firesteel.cli", "bench", "run", path, "--out", str(folder)]
-            _ = subprocess.run(command, cwd=ROOT)
-        found = recipe.load(ROOT / path)
+            done = subprocess.run(command, cwd=ROOT)
+            if done.returncode > 1:  # called wrongly, or stopped: what is there is not the whole experiment
+                sys.exit(done.returncode)
+        found = recipe.load(path)
+        left = [each for each in found.trials if not file_of(folder, each).exists()]
+        if left:
+            sys.exit(f"{folder} lacks {len(left)} of {len(found.trials)} trials: run without --stored.")
         _ = conclude(found, folder)
         report.write(f"recipe-{name}", section(found, folder))
 

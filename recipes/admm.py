@@ -8,10 +8,11 @@ scored on the rows for validation and, run once more from the same seed, on thos
 from __future__ import annotations
 
 import functools
+import math
 from dataclasses import replace
 
 import numpy as np
-from common import best, judged, last, median, named
+from common import best, judged, last, median, named, ran
 
 from firesteel import DlADMM, Local, TaylorADMM, datasets
 from firesteel.bench.claims import Claim
@@ -29,6 +30,7 @@ PUBLISHED = {
     }
 }
 TRAIN, SWEEPS = 55_000, 20
+FAR = "drawn at random, as in the paper, it begins further away"
 METHODS = (TaylorADMM(), TaylorADMM(start="random"), DlADMM())
 
 
@@ -63,7 +65,7 @@ def mnist(rows: str) -> Dataset:
 
 
 def claims(results: list[Result]) -> list[Claim]:
-    test = [r for r in results if r.workload == tested("test").name and not r.external]
+    test = [r for r in ran(results) if r.workload == tested("test").name]
     found = []
     for method in METHODS:
         mine = [r for r in test if r.method == Trial(tested("test"), method, Local(2, threads=1)).method]
@@ -72,9 +74,11 @@ def claims(results: list[Result]) -> list[Claim]:
             Claim(
                 f"{mine[0].method if mine else method}: 85 % of the test rows at the 10th sweep",
                 "85 % at the 10th epoch",
-                f"{100 * tenth:.1f} % at the 10th, {100 * median(map(best, mine)):.1f} % at best in {SWEEPS} sweeps",
+                f"{100 * tenth:.1f} % at the 10th, {100 * median(map(best, mine)):.1f} % at best",
                 judged(tenth >= 0.85, tenth),
-                "" if tenth >= 0.85 else "drawn at random, as in the paper, it begins further away",
+                "drawn at random, as in the paper, it begins further away"
+                if tenth < 0.85 and getattr(method, "start", "") == "random"
+                else "",
             )
         )
     deep = median(map(best, named(test, "DlADMM")))
@@ -82,17 +86,18 @@ def claims(results: list[Result]) -> list[Claim]:
         Claim(
             "ADMM learns features: 95 % and more",
             "dlADMM passes 90 %",
-            f"{100 * deep:.1f} % after {SWEEPS} sweeps",
+            f"{100 * deep:.1f} % at best, over all sweeps of this bench",
             judged(deep >= 0.95, deep),
             "" if deep >= 0.95 else "it goes on rising: see the curves to 120 sweeps in docs/results.md (make bench-admm)",
         )
     )
-    gap = median(last(r, "training_accuracy") - last(r, "validation_accuracy") for r in test)
+    gaps = [last(r, "training_accuracy") - last(r, "validation_accuracy") for r in test]
+    gap = max(gaps, key=abs, default=math.nan)
     found.append(
         Claim(
             "training and test accuracy stay together",
             "curves that lie on each other",
-            f"training less test accuracy {100 * gap:+.1f} points in the end",
+            f"training less test accuracy {100 * gap:+.1f} points in the end, of the method where it is largest",
             judged(abs(gap) < 0.02, gap),
         )
     )

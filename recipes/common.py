@@ -10,6 +10,11 @@ from firesteel.bench.claims import Verdict
 from firesteel.bench.results import Result
 
 
+def ran(results: Iterable[Result]) -> list[Result]:
+    """Ours that trained, whatever came of it: one that diverged says something of the method, one that failed does not."""
+    return [r for r in results if not r.external and r.status != "failed"]
+
+
 def named(results: Iterable[Result], strategy: str) -> list[Result]:
     """Those of one strategy."""
     return [r for r in results if r.header.get("strategy") == strategy]

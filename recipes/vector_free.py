@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from common import best, judged, median, named, seconds_per_epoch, times
+from common import best, judged, median, named, ran, seconds_per_epoch, times
 from methods import CentralLBFGS
 
 from firesteel import (
@@ -80,7 +80,7 @@ def cluster(workers: int) -> Cluster:
 def claims(results: list[Result]) -> list[Claim]:
     found = []
     for each in workloads():
-        here = [r for r in results if not r.external and r.workload == each.name and r.header["world"] == "Local"]
+        here = [r for r in ran(results) if r.workload == each.name and r.header["world"] == "Local"]
         spread, central = named(here, "VectorFreeLBFGS"), named(here, "CentralLBFGS")
         found.append(_same(each.name, "L-BFGS", spread, central, 0.01))
         plain = [r for r in here if r.method.endswith(", Adam")]

@@ -23,6 +23,7 @@ from firesteel.bench.child import file_of, locked
 from firesteel.cli import main
 from firesteel.errors import UsageError
 
+ODD = "from tiny import *\ndef matrix(): return {}"
 TINY = str(Path(__file__).with_name("tiny.py"))
 
 
@@ -191,7 +192,15 @@ def test_a_lock_that_another_holds_is_left_alone(tmp_path):
         ("def matrix(): return 4", "returned a int"),
         ("import nothing_of_that_name", "cannot be run: ModuleNotFoundError"),
         ("def matrix(:", "cannot be run: SyntaxError"),
-        ("from tiny import *\ndef matrix(): return [Trial(tiny(), SyncSGD(), Simulated(Cluster(2)))] * 2", "is there twice"),
+        (ODD.format("[Trial(tiny(), SyncSGD(), Simulated(Cluster(2)))] * 2"), "is there twice"),
+        (
+            ODD.format("[Trial(replace(tiny(), model=lambda: 1), SyncSGD(), Simulated(Cluster(2)))]"),
+            "<lambda>",
+        ),
+        (
+            ODD.format("[Trial(replace(tiny(), target=t), SyncSGD(), Simulated(Cluster(2))) for t in (0, 1)]"),
+            "two workloads are called 'tiny' and differ",
+        ),
         ("from firesteel.bench.workload import workload\nworkload('mnist-mpl')", "Did you mean 'mnist-mlp'?"),
         ("from firesteel.bench.trial import Trial\nTrial('mnist-mlp', None, None)", "a trial's workload is a Workload"),
     ],
@@ -208,6 +217,34 @@ def test_recipes_that_cannot_be_run(tmp_path, text, told):
     sys.path[:] = [place for place in sys.path if place != str(tmp_path)]
 
 
+def test_a_recipe_that_is_another_one_in_another_process(tmp_path):
+    path = tmp_path / "odd.py"
+    path.write_text(
+        "import os\nfrom tiny import *\ndef matrix(): return [Trial(tiny(), SyncSGD(), Simulated(Cluster(2)), os.getpid())]"
+    )
+    shutil.copy(TINY, tmp_path / "tiny.py")
+    done = subprocess.run(
+        [*command(tmp_path / "out")[:5], str(path), "--out", str(tmp_path / "out")], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "gives other trials when another process reads it" in done.stderr
+    assert not list((tmp_path / "out" / "trials").glob("*.jsonl"))
+
+
+def test_data_that_cannot_be_had_is_a_result(tmp_path):
+    path = tmp_path / "absent.py"
+    path.write_text(
+        "from firesteel import Local, Single\n"
+        "from firesteel.bench.trial import Trial\nfrom firesteel.bench.workload import workload\n"
+        "def matrix(): return [Trial(workload('a9a-logistic'), Single(), Local(1))]\n"
+    )
+    environment = {**os.environ, "FIRESTEEL_DATA": str(tmp_path / "nothing")}
+    line = [*command(tmp_path / "out")[:5], str(path), "--out", str(tmp_path / "out")]
+    done = subprocess.run(line, capture_output=True, text=True, env=environment)
+    (result,) = results.read(tmp_path / "out")
+    assert done.returncode == 1 and result.error is not None
+    assert result.error["type"] == "UsageError" and "a9a" in result.error["message"]
+
+
 def test_an_argument_that_a_matrix_does_not_have(tmp_path):
     done = bench(tmp_path, "--set", "seed=3")
     assert done.returncode == 2 and "matrix() has no argument 'seed'; it has trials, broken" in done.stderr
@@ -221,7 +258,7 @@ def test_a_list_of_trials_says_what_is_done_and_results_of_others_are_told(tmp_p
 
 
 def test_pending_is_what_has_no_file(tmp_path):
-    found = recipe.load(TINY, trials=3)
+    found = recipe.load(TINY, ["trials=3"])
     assert running.pending(found, tmp_path) == list(found.trials)
     path = file_of(tmp_path, running.pending(found, tmp_path)[1])
     path.parent.mkdir(parents=True)

@@ -22,7 +22,7 @@ def test_every_workload_trains(name):
         pytest.skip(f"{name} needs its data: {error}")
     some = Dataset(data.name, data.train, tuple(part[:32] for part in data.test), data.classes)
     short = replace(whole, name="short", rows=32, batch_size=8, budget=Budget(1), points_per_epoch=2)
-    result = perform(Trial(short, SyncSGD(), Simulated(Cluster(2))), some)
+    result = perform(Trial(short, SyncSGD(), Simulated(Cluster(2))), lambda: some)
     assert result.status == "finished", result.error
     assert [point["step"] for point in result.points] == [1, 2]
     assert all(isinstance(point[result.metric], float) for point in result.points)

@@ -31,9 +31,11 @@ EXECUTOR_MEGABYTES = 2048
 def main() -> None:
     """`python -m firesteel.bench.child`: orders by pipe; see `running`."""
     orders, answers, alive, call = (*(int(each) for each in sys.argv[1:4]), json.loads(sys.argv[4]))
-    _ = threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
-    recipe, folder = load(call["recipe"], **call["choices"]), Path(call["folder"])
+    threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
+    recipe, folder = load(call["recipe"], call["choices"]), Path(call["folder"])
     with os.fdopen(orders) as told, os.fdopen(answers, "w") as out:
+        _ = out.write(json.dumps({"ready": recipe.digest}) + "\n")
+        out.flush()
         for order in told:
             name, wait = json.loads(order)
             try:
@@ -60,8 +62,11 @@ def _attend(recipe: Recipe, name: str, folder: Path, wait: bool, master: str | N
             return {"there": name}
         for left in path.parent.glob(f".{path.name}.*"):  # of a process that was killed while it wrote
             left.unlink()
-        session = _session(recipe, master) if isinstance(trial.on, Spark) else None
-        result = perform(trial, _rows(trial.workload, trial.seed if trial.workload.splits else 0), session)
+        on_spark = isinstance(trial.on, Spark)
+        session = (lambda: _session(recipe, master)) if on_spark else None
+        result = perform(trial, lambda: _rows(trial.workload, trial.seed if trial.workload.splits else 0), session)
+        if on_spark and result.status == "failed":
+            _stop_session()  # it may be the session that failed
         results.write(path, result)
     return {"done": name}
 
@@ -107,6 +112,12 @@ def _session(recipe: Recipe, master: str | None) -> Any:
         most = max(trial.on.workers for trial in recipe.trials.values() if isinstance(trial.on, Spark))
         _sessions["spark"] = spark_session(master or f"local-cluster[{most},1,{EXECUTOR_MEGABYTES}]", None)
     return _sessions["spark"]
+
+
+def _stop_session() -> None:
+    with contextlib.suppress(Exception):
+        _sessions["spark"].stop()
+    _sessions.clear()
 
 
 if __name__ == "__main__":

@@ -137,7 +137,7 @@ def read(folder: str | Path, skip_bad: Callable[[str], None] | None = None) -> l
             found.append(read_file(path))
         except UsageError as error:
             if skip_bad is None:
-                raise UsageError(f"{error} Mend or remove the file, or leave it out by --skip-bad.") from None
+                raise UsageError(f"{error} Mend or remove the file; `bench report --skip-bad` leaves it out.") from None
             skip_bad(str(error))
     if not seen:
         raise UsageError(f"{place} holds no results: neither {TRIALS}/ nor {EXTERNAL}/ has a file.")

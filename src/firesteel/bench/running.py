@@ -20,7 +20,7 @@ from firesteel.bench import results
 from firesteel.bench.child import file_of, locked
 from firesteel.bench.recipe import Recipe
 from firesteel.bench.results import Result
-from firesteel.errors import Interrupted
+from firesteel.errors import Interrupted, UsageError
 
 PATIENCE_SECONDS = 20.0  # for a child to stop its training at Ctrl-C
 
@@ -41,29 +41,25 @@ def pending(recipe: Recipe, folder: Path) -> list[str]:
     return [name for name in recipe.trials if not file_of(folder, name).exists()]
 
 
-def forget_failed(recipe: Recipe, folder: Path) -> int:
-    """Remove the results of trials that failed (not of those that diverged: that is what they do); returns how many."""
-    count = 0
+def forget_failed(recipe: Recipe, folder: Path) -> None:
+    """Remove the results of trials that failed; not of those that diverged, which is what they do."""
     for name in recipe.trials:
         path = file_of(folder, name)
-        if path.exists() and results.read_file(path).status == "failed":
-            path.unlink()
-            count += 1
-    return count
+        with locked(path, wait=False) as mine:  # another bench may be doing it again already
+            if mine and path.exists() and results.read_file(path).status == "failed":
+                path.unlink()
 
 
-def run(
-    recipe: Recipe, choices: dict[str, Any], folder: Path, jobs: int, master: str | None, tell: Callable[[News], None]
-) -> None:
-    """Perform the trials that are pending, `jobs` at a time.
+def run(recipe: Recipe, names: list[str], folder: Path, jobs: int, master: str | None, tell: Callable[[News], None]) -> None:
+    """Perform these trials, `jobs` at a time.
 
     Raises:
+        UsageError: the recipe gives other trials when another process reads it.
         Interrupted: Ctrl-C. What was done is kept; the same call goes on.
     """
     (folder / results.TRIALS).mkdir(parents=True, exist_ok=True)
-    call = {"recipe": recipe.path, "choices": choices, "folder": str(folder), "master": master}
+    call = {"recipe": recipe.path, "choices": recipe.choices, "folder": str(folder), "master": master}
     todo: queue.SimpleQueue[tuple[str, bool]] = queue.SimpleQueue()
-    names = pending(recipe, folder)
     for name in names:
         todo.put((name, False))
     news: queue.SimpleQueue[News | BaseException | None] = queue.SimpleQueue()
@@ -82,12 +78,22 @@ def run(
             else:
                 tell(item)
     except KeyboardInterrupt:
+        _end(hands, stop)
         done, all_ = len(recipe.trials) - len(pending(recipe, folder)), len(recipe.trials)
         raise Interrupted(f"{done} of {all_} trials are done and kept in {folder}; the same command goes on.") from None
     finally:
-        stop.set()
-        for hand in hands:
-            hand.end()
+        _end(hands, stop)
+
+
+def _end(hands: list[_Hand], stop: threading.Event) -> None:
+    """Tell all processes at once to stop what they train; those that do not within some seconds are killed."""
+    stop.set()
+    for hand in hands:
+        hand.interrupt()
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    for hand in hands:
+        hand.thread.join(max(0.0, deadline - time.monotonic()))
+        hand.kill()
 
 
 @final
@@ -116,16 +122,25 @@ class _Hand:
         except BaseException as error:
             self._news.put(error)
         finally:
-            if self._child is not None:
-                self._child.end(0.0 if self._stop.is_set() else PATIENCE_SECONDS)
+            child, self._child = self._child, None
+            if child is not None:
+                _ = child.end(0.0 if self._stop.is_set() else PATIENCE_SECONDS)
             self._news.put(None)
 
     def _perform(self, name: str, wait: bool) -> None:
         if self._child is None:
             self._child = _Child(self._call, self._folder)
+            answer = self._child.answer()
+            if self._stop.is_set():
+                return
+            if answer != {"ready": self._recipe.digest}:
+                raise UsageError(
+                    f"{self._recipe.path} gives other trials when another process reads it, or cannot be read there: settings "
+                    f"must not depend on chance, time or place. {self._folder / LOG} has what it said."
+                )
         answer = self._child.ask(name, wait)
         if answer is None:
-            status = self._child.end(0.0)
+            status = self._child.end(5.0)
             self._child = None
             if self._stop.is_set():
                 return
@@ -153,12 +168,12 @@ class _Hand:
             header = self._recipe.trials[name].header()
             results.write(path, Result(name, header, (), "failed", {"type": "ProcessDied", "message": told}))
 
-    def end(self) -> None:
-        child = self._child
-        if child is not None:
+    def interrupt(self) -> None:
+        if (child := self._child) is not None:
             child.interrupt()
-        self.thread.join(PATIENCE_SECONDS)
-        if child is not None and self.thread.is_alive():
+
+    def kill(self) -> None:
+        if (child := self._child) is not None:
             _ = child.end(0.0)
 
 
@@ -195,12 +210,14 @@ class _Child:
             self._out.flush()
         except OSError:
             return None
+        return self.answer()
+
+    def answer(self) -> dict[str, Any] | None:
         line = self._in.readline()
         return json.loads(line) if line.endswith("\n") else None
 
     def interrupt(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(self._process.pid, signal.SIGINT)
+        self._process.send_signal(signal.SIGINT)  # nothing, if it has ended
 
     def end(self, seconds: float) -> int:
         """Let it end by itself for so long, then end it with all its processes; its exit status."""
@@ -215,4 +232,6 @@ class _Child:
         with contextlib.suppress(OSError):
             os.close(self._alive)
         self._alive = -1
+        with contextlib.suppress(OSError):
+            self._in.close()
         return self._process.wait() if status is None else status

@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -76,6 +77,15 @@ class Trial:
             raise UsageError(f"a trial's strategy is an instance such as SyncSGD(), not {self.strategy!r}.")
 
     @property
+    def _batch_size(self) -> int | None:
+        own = self.workload.batch_size if self.batch_size is None else self.batch_size
+        return None if full_batch(self.strategy) else own
+
+    @property
+    def _epochs(self) -> float:
+        return self.workload.budget.epochs if self.epochs is None else self.epochs
+
+    @property
     def method(self) -> str:
         """The strategy as tables show it: only settings that are not the default."""
         return brief(self.strategy).removesuffix("()") + (f", {self.note}" if self.note else "")
@@ -108,42 +118,42 @@ class Trial:
             "heuristic": None if self.heuristic is None else dataclasses.asdict(self.heuristic),
             "world": type(self.on).__name__,
             "virtual": isinstance(self.on, Simulated),
-            "on": repr(self.on),
+            "on": brief(self.on, depth=9),
             "workers": self.on.workers,
-            "batch_size": None if full_batch(strategy) else self.batch_size or self.workload.batch_size,
+            "batch_size": self._batch_size,
             "seed": self.seed,
-            "limits": {"epochs": self.epochs or self.workload.budget.epochs, "max_seconds": self.workload.budget.max_seconds},
+            "limits": {"epochs": self._epochs, "max_seconds": self.workload.budget.max_seconds},
             "score_training": self.score_training,
             "source": None,
         }
 
 
-def perform(trial: Trial, data: Dataset, session: Any = None) -> Result:
-    """Train, and keep what scores need. An error that Firesteel or the strategy raises is a result too.
+def perform(trial: Trial, data: Callable[[], Dataset], session: Callable[[], Any] | None = None) -> Result:
+    """Train, and keep what scores need. An error is a result too, whatever raised it: the other trials go on.
 
     Args:
-        data: what `trial.workload.data()` gives.
-        session: the Spark session for a trial in the world `Spark`.
+        data: gives the rows of the trial's workload.
+        session: gives the Spark session, for a trial in the world `Spark`.
 
     Raises:
         Interrupted: Ctrl-C; nothing is kept of the trial.
     """
     header = trial.header()
     try:
-        run = _train(trial, data, session)
+        run = _train(trial, data(), session() if session is not None else None)
+        return Result(
+            header["id"],
+            header,
+            tuple(run.history.to_pylist()),
+            run.status,
+            timing=run.timing,
+            staleness=_staleness(run) if has_server(trial.strategy) else None,
+            strips=_drawn(run),
+        )
     except Diverged as error:
         return _ended(header, error, "diverged")
-    except Exception as error:  # whatever it is, the other trials go on
+    except Exception as error:
         return _ended(header, error, "failed")
-    return Result(
-        header["id"],
-        header,
-        tuple(run.history.to_pylist()),
-        run.status,
-        timing=run.timing,
-        staleness=_staleness(run) if has_server(trial.strategy) else None,
-        strips=_drawn(run),
-    )
 
 
 def _train(trial: Trial, data: Dataset, session: Any) -> Run:
@@ -156,7 +166,7 @@ def _train(trial: Trial, data: Dataset, session: Any) -> Run:
         both = Dataset(data.name, (x, y), data.test, data.classes)
         rows, held = both.frame(session)
         on = dataclasses.replace(on, session=session)
-    batch_size = None if full_batch(strategy) else trial.batch_size or workload.batch_size
+    batch_size = trial._batch_size
     epoch_steps = 1 if batch_size is None else math.ceil(math.ceil(len(x) / on.workers) / batch_size)
     return train(
         workload.model,
@@ -168,7 +178,7 @@ def _train(trial: Trial, data: Dataset, session: Any) -> Run:
         strategy=strategy,
         on=on,
         batch_size=batch_size,
-        epochs=trial.epochs or workload.budget.epochs,
+        epochs=trial._epochs,
         max_seconds=workload.budget.max_seconds,
         validation=held,
         metrics=None if workload.metric == "loss" else (workload.metric,),

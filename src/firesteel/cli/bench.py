@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import inspect
 import json
 import os
@@ -15,6 +14,7 @@ from typing import Annotated, Any, final
 import tyro
 
 from firesteel.bench import external, recipe, results, running
+from firesteel.bench.child import locked
 from firesteel.bench.recipe import Recipe
 from firesteel.bench.results import Result
 from firesteel.cli.bench_export import Export
@@ -60,8 +60,7 @@ class BenchRun:
     def run(self) -> int:
         if self.jobs < 1:
             raise UsageError(f"--jobs {self.jobs}: at least one trial runs at a time.")
-        choices = dict(_choice(each) for each in self.set)
-        found = recipe.load(self.recipe, **choices)
+        found = recipe.load(self.recipe, self.set)
         folder = Path(self.out or Path("runs") / Path(self.recipe).stem)
         if self.show:
             return _list(found, folder)
@@ -72,17 +71,22 @@ class BenchRun:
         kept = f", {done} of them done before" if done else ""
         print(f"{found.title}: {len(found.trials)} trials{kept}; results in {folder}", file=sys.stderr, flush=True)
         with _Told(found, done, self.jobs, self.progress) as told:
-            running.run(found, choices, folder, self.jobs, self.master, told.tell)
-        for name, how in found.published.items():
-            if not (folder / results.EXTERNAL / name).exists():
-                _ = external.import_file(f"published:{name}", name, folder, **how)
+            running.run(found, todo, folder, self.jobs, self.master, told.tell)
         failed = conclude(found, folder)
         print(f"Now: firesteel bench report {folder}", file=sys.stderr)
         return 1 if failed else 0
 
 
 def conclude(found: Recipe, folder: Path) -> int:
-    """Judge the claims, write bench.json, say what there is; returns how many of the recipe's trials have failed."""
+    """Put published results beside, judge the claims, write bench.json; returns how many of the recipe's trials have failed."""
+    with locked(folder / "bench.json", wait=True):  # benches that share a folder end at the same moment
+        return _conclude(found, folder)
+
+
+def _conclude(found: Recipe, folder: Path) -> int:
+    for name, how in found.published.items():
+        if not (folder / results.EXTERNAL / name).exists():
+            _ = external.import_file(f"published:{name}", name, folder, **how)
     own = results.read(folder)
     strange = [r.id for r in own if not r.external and r.id not in found.trials]
     if strange:
@@ -106,7 +110,7 @@ def conclude(found: Recipe, folder: Path) -> int:
     bad = [r for r in own if r.id in found.trials and r.status == "failed"]
     for result in bad[:5]:
         error = result.error or {}
-        print(f"failed: {result.id}: {error.get('type')}: {error.get('message', '').splitlines()[0]}", file=sys.stderr)
+        print(f"failed: {result.id}: {error.get('type')}: {error.get('message', '').partition(chr(10))[0]}", file=sys.stderr)
     if bad:
         print(f"{len(bad)} of {len(found.trials)} trials failed; --retry-failed does them again.", file=sys.stderr)
     return len(bad)
@@ -119,16 +123,6 @@ def _list(found: Recipe, folder: Path) -> int:
         where = f"{type(trial.on).__name__}({trial.on.workers})"
         print(f"{state:>13}  {trial.workload.name:16}{where:18}seed {trial.seed}  {trial.method}")
     return 0
-
-
-def _choice(text: str) -> tuple[str, Any]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise UsageError(f"--set {text!r}: write NAME=VALUE.")
-    try:
-        return name, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-        return name, value
 
 
 @final
