@@ -18,11 +18,11 @@ def matrix(seeds: int = 3) -> list[Trial]:
         trials += [Trial(digits, strategy, Local(2, threads=1), seed) for seed in range(seeds)]
     for workers in (1, 2, 4, 8):
         on = Simulated(cluster(workers))
-        trials += [Trial(digits, strategy, on) for strategy in (SyncSGD(), ModelAveraging(period=4))]
-    for workers in (2, 4, 8, 16):
+        trials += [Trial(digits, strategy, on, epochs=10) for strategy in (SyncSGD(), ModelAveraging(period=4))]
+    for workers in (2, 8, 16):
         on = Simulated(cluster(workers))
-        trials += [Trial(digits, Downpour(window), on) for window in (1, 5, 20)]
-        trials += [Trial(digits, DynSGD(window), on) for window in (1, 5, 20)]
+        trials += [Trial(digits, Downpour(window), on, epochs=10) for window in (1, 5, 20)]
+        trials += [Trial(digits, DynSGD(window), on, epochs=10) for window in (1, 5, 20)]
     return trials
 
 
