@@ -32,7 +32,7 @@ lint: venv ## ruff and basedpyright
 	$(VENV)/bin/basedpyright
 
 test: venv java lint ## lint, types, tests and the documentation's examples
-	$(JAVA) $(RUN) -m pytest -q
+	$(JAVA) $(RUN) -m pytest -q -n 2 --dist loadfile
 
 soak: venv java ## the long tests: kills, leaks, statistics
 	$(JAVA) $(RUN) -m pytest -q -m soak

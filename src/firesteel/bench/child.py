@@ -24,6 +24,7 @@ from firesteel.bench.workload import Workload
 from firesteel.datasets import Dataset
 from firesteel.errors import Interrupted
 from firesteel.spark.world import Spark
+from firesteel.stopping import plain_interrupts
 
 EXECUTOR_MEGABYTES = 2048
 
@@ -33,7 +34,7 @@ def main() -> None:
     orders, answers, alive, call = (*(int(each) for each in sys.argv[1:4]), json.loads(sys.argv[4]))
     threading.Thread(target=_end_with, args=(alive,), daemon=True).start()
     recipe, folder = load(call["recipe"], call["choices"]), Path(call["folder"])
-    with os.fdopen(orders) as told, os.fdopen(answers, "w") as out:
+    with plain_interrupts(), os.fdopen(orders) as told, os.fdopen(answers, "w") as out:
         _ = out.write(json.dumps({"ready": recipe.digest}) + "\n")
         out.flush()
         for order in told:

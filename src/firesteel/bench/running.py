@@ -21,6 +21,7 @@ from firesteel.bench.child import file_of, locked
 from firesteel.bench.recipe import Recipe
 from firesteel.bench.results import Result
 from firesteel.errors import Interrupted, UsageError
+from firesteel.stopping import plain_interrupts
 
 PATIENCE_SECONDS = 20.0  # for a child to stop its training at Ctrl-C
 
@@ -68,15 +69,16 @@ def run(recipe: Recipe, names: list[str], folder: Path, jobs: int, master: str |
     for hand in hands:
         hand.thread.start()
     try:
-        working = len(hands)
-        while working:
-            item = news.get()
-            if item is None:
-                working -= 1
-            elif isinstance(item, BaseException):
-                raise item
-            else:
-                tell(item)
+        with plain_interrupts():
+            working = len(hands)
+            while working:
+                item = news.get()
+                if item is None:
+                    working -= 1
+                elif isinstance(item, BaseException):
+                    raise item
+                else:
+                    tell(item)
     except KeyboardInterrupt:
         _end(hands, stop)
         done, all_ = len(recipe.trials) - len(pending(recipe, folder)), len(recipe.trials)

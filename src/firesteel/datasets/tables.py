@@ -52,10 +52,10 @@ def _libsvm(path: Path) -> Arrays:
 
 def _parsed(data: bytes) -> tuple[Any, Array]:
     """X, sparse, and y of a row a line: +1 or -1, then number:value of what is not 0, numbered 1 .. 123 in ascending order."""
-    from sklearn import datasets
+    from sklearn.datasets import load_svmlight_file
 
-    load_svmlight_file: Any = datasets.load_svmlight_file  # its types are narrower than what it takes
-    x, y = load_svmlight_file(io.BytesIO(data), n_features=_A9A_FEATURES, dtype=np.float32, zero_based=False)
+    load: Any = load_svmlight_file  # its types are narrower than what it takes
+    x, y = load(io.BytesIO(data), n_features=_A9A_FEATURES, dtype=np.float32, zero_based=False)
     if not (np.abs(y) == 1).all() or not np.isfinite(x.data).all():
         raise ValueError("the class must be +1 or -1, and values finite")
     return x, y
