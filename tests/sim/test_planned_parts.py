@@ -92,7 +92,7 @@ def test_a_plan_takes_as_long_as_training(factory, shape, strategy):
         (perceptron, (12,), NeuronParallel(local_steps=3)),
         (perceptron, (12,), Grid(2, 2, across=ModelAveraging(EPOCH_STEPS))),
     ],
-    ids=str,
+    ids=lambda value: getattr(value, "__name__", str(value)),
 )
 def test_so_it_does_in_other_ways(factory, shape, strategy):
     """Gradients of whole layers are added up together, moments of norms for themselves; replicas may meet once a period."""

@@ -53,6 +53,11 @@ def sent(run, rank: int, first: int, last: int) -> int:
 # ---- dry runs against real ones --------------------------------------------------------------------------------------
 
 
+def named(value):
+    """The same in every process."""
+    return getattr(value, "__name__", repr(value))
+
+
 @pytest.mark.parametrize("strategy", [VectorFreeLBFGS(), CentralLBFGS()], ids=repr)
 def test_an_iteration_takes_as_long_dry_as_it_does(strategy):
     run = simulated(strategy, SLOW, 4 * 128, epochs=12)
@@ -85,7 +90,7 @@ def test_an_epoch_takes_as_long_dry_as_it_does(strategy, optimizer):
 @pytest.mark.parametrize("algorithm", ["ring", "halving_doubling"])
 @pytest.mark.parametrize("workers", [1, 2, 4])
 @pytest.mark.parametrize(
-    ("strategy", "form"), [(VectorFreeLBFGS(4), costs.vector_free_lbfgs), (CentralLBFGS(4), costs.central_lbfgs)], ids=repr
+    ("strategy", "form"), [(VectorFreeLBFGS(4), costs.vector_free_lbfgs), (CentralLBFGS(4), costs.central_lbfgs)], ids=named
 )
 def test_bytes_and_rounds_of_an_iteration(strategy, form, workers, algorithm):
     """By the trace of a training with rows and gradients."""
@@ -121,7 +126,7 @@ def test_bytes_and_rounds_of_a_sharded_step(strategy, optimizer, state, workers)
 
 @pytest.mark.parametrize("workers", [1, 2, 16])
 @pytest.mark.parametrize(
-    ("strategy", "form"), [(VectorFreeLBFGS(7), costs.vector_free_lbfgs), (CentralLBFGS(7), costs.central_lbfgs)], ids=repr
+    ("strategy", "form"), [(VectorFreeLBFGS(7), costs.vector_free_lbfgs), (CentralLBFGS(7), costs.central_lbfgs)], ids=named
 )
 def test_seconds_and_memory_of_an_iteration(strategy, form, workers):
     cluster = Cluster(workers, Compute(1e-5, 1e-3), Network(1e-4, 1e8), all_reduce="halving_doubling")
